@@ -1,0 +1,1 @@
+"""Techniques, recipes that chain them, and the candidates they make."""

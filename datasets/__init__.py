@@ -1,0 +1,1 @@
+"""Workloads: data, splits, metric and reference networks."""

@@ -1,0 +1,1 @@
+"""Configuration, planning, running, search, flight validation and the command line."""

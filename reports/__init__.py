@@ -1,0 +1,1 @@
+"""The record of every measurement, statistics on it, and pages drawn from it."""

@@ -1,0 +1,1 @@
+"""Boards, the links to them, and the agent that measures on them."""
