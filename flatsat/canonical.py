@@ -6,7 +6,6 @@ import hashlib
 import json
 from pathlib import Path
 
-
 _CHUNK_BYTES = 1 << 20
 
 
