@@ -1,0 +1,147 @@
+"""Every built-in step by name: the one place to register a technique.
+
+To add one: write a module with a class for one of the Protocols of `base`, and add a line here.
+The module is imported when the step is first used.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from flatsat.errors import RecipeError
+
+if TYPE_CHECKING:
+    from flatsat.compressors.base import StepParams
+
+
+@dataclass(frozen=True)
+class StepEntry:
+    """One registered step.
+
+    Attributes:
+        name: as a recipe's `use` (transforms) or `to` (lowerings) gives it.
+        kind: "transform", "lower", "pass" or "codec".
+        target: "module:Class" inside `flatsat.compressors`.
+        summary: one line for lists.
+        first: it makes the network itself, so that only the first place suits it.
+        last: no transform that changes weights can follow.
+        role: of the candidate that a recipe with this step makes.
+        needs: splits that it can't do without.
+    """
+
+    name: str
+    kind: str
+    target: str
+    summary: str
+    first: bool = False
+    last: bool = False
+    role: str = "compressed"
+    needs: tuple[str, ...] = ()
+
+
+_STEPS = (
+    StepEntry(
+        "magnitude-prune",
+        "transform",
+        "magnitude:MagnitudePrune",
+        "set small weights to zero, threshold by layer, retrain the rest (Han et al. 2015)",
+        needs=("train",),
+    ),
+    StepEntry(
+        "l1-filter-prune",
+        "transform",
+        "filters:L1FilterPrune",
+        "remove the filters of least L1 norm with all that is coupled to them (Li et al. 2017)",
+    ),
+    StepEntry(
+        "fine-tune",
+        "transform",
+        "train:FineTune",
+        "train the network further with its masks held",
+        needs=("train",),
+    ),
+    StepEntry(
+        "narrow",
+        "transform",
+        "narrow:Narrow",
+        "baseline: a dense narrow network trained from scratch at equal MACs",
+        first=True,
+        role="equal-macs",
+        needs=("train",),
+    ),
+    StepEntry(
+        "linear-quantise",
+        "transform",
+        "linear_quant:LinearQuantise",
+        "put weights (and activations) on 2^b levels between minimum and maximum",
+        last=True,
+    ),
+    StepEntry("onnx", "lower", "onnx_lower:OnnxLower", "write ONNX, checked against the network"),
+    StepEntry(
+        "int8",
+        "pass",
+        "onnx_int8:OnnxInt8",
+        "quantise an ONNX file to int8 with onnxruntime's static QDQ",
+        needs=("calibration",),
+    ),
+)
+
+
+def step_names(kind: str | None = None) -> tuple[str, ...]:
+    """Return the names of all steps, or of one kind, in the order of the registry."""
+    return tuple(step.name for step in _STEPS if kind is None or step.kind == kind)
+
+
+def entry(name: str, kind: str | None = None) -> StepEntry:
+    """Return what is registered under `name`, without importing the step.
+
+    Raises:
+        RecipeError: there is no such step (of that kind); the hint is the nearest name.
+    """
+    for step in _STEPS:
+        if step.name == name and kind in (None, step.kind):
+            return step
+    names = step_names(kind)
+    near = difflib.get_close_matches(name, names, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else "there are " + ", ".join(names)
+    raise RecipeError(f"there is no {kind or 'step'} named {name!r}", hint=hint)
+
+
+def step_class(name: str, kind: str | None = None) -> Any:
+    """Import and return the class of a step.
+
+    Raises:
+        RecipeError: there is no such step.
+    """
+    module, _, attribute = entry(name, kind).target.partition(":")
+    return getattr(importlib.import_module(f"flatsat.compressors.{module}"), attribute)
+
+
+@dataclass(frozen=True)
+class StepDescription:
+    """What `flatsat compressors show` tells of a step.
+
+    Attributes:
+        entry: as registered.
+        text: the class's docstring, with its equations.
+        schema: JSON schema of the parameters.
+    """
+
+    entry: StepEntry
+    text: str
+    schema: dict[str, Any]
+
+
+def describe(name: str) -> StepDescription:
+    """Return a step's documentation and its parameters.
+
+    Raises:
+        RecipeError: there is no such step.
+    """
+    cls = step_class(name)
+    params: type[StepParams] = cls.Params
+    return StepDescription(entry(name), inspect.getdoc(cls) or "", params.model_json_schema())
