@@ -4,36 +4,7 @@ Durations are nanoseconds and stand in a `BoardSection`, which has one clock: wa
 never meet in one ranking or on one axis. A quantity that could not be had is None, with the reason
 beside it.
 
-**Note "search"** (`Store.put_note(run_id, "search", value)`), written by a search after each batch
-of evaluations, read by `collect`; every list of a strategy has one entry an evaluation::
-
-    {"schema": "flatsat.search/1",
-     "name": "amc",                         # of the study
-     "workload": "mnist-mini/lenet5",
-     "space": "channels",
-     "reward": "accuracy without fine-tuning on the calibration split",   # said in words
-     "budget": {"quantity": "latency",      # "macs", "latency", "params", "bytes", "energy"
-                "limit": 61000.0,           # in the unit of the quantity
-                "reference": 122000.0,      # the dense network's value, or null
-                "unit": "ns",               # "ns", "MACs", "", "B", "J"
-                "board": "host", "clock": "wall"},                        # null but for latency
-     "layers": [{"name": "conv1", "kind": "conv", "macs": 288000, "params": 520}],
-     "strategies": [
-       {"strategy": "amc", "label": "AMC (DDPG)", "role": "search",       # or "baseline"
-        "seed": 0, "state": "running",      # or "finished"
-        "warmup": 100,                      # exploring evaluations before it learns, or 0
-        "reward": [0.31, 0.52],             # null for an evaluation that failed
-        "cost": [60500.0, 58000.0],         # estimate of the budget's quantity, or null
-        "best": {"evaluation": 1, "reward": 0.52, "cost": 58000.0,
-                 "ratios": [1.0, 0.4]},     # preserve ratio of each of `layers`; null before any
-        "cpu_s": 12.5}],                    # spent so far
-     "measured": [                          # candidates measured whole on the board
-       {"candidate_id": "...", "label": "amc s0 e1", "strategy": "amc", "seed": 0,
-        "evaluation": 1, "reward": 0.52,
-        "accuracy": 0.957,                  # on the validation split after fine-tuning, or null
-        "predicted": 58000.0,               # by the estimator, in the budget's unit
-        "measured": 59100.0, "low": 58800.0, "high": 59500.0}],           # null: failed
-     "chosen": "..."}                       # candidate_id that the search ends with, or null
+What a search writes as the run's note "search" stands in `model_search`.
 """
 
 from __future__ import annotations
@@ -41,32 +12,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from flatsat.units import TimeKind
+from flatsat.reports.model_search import Estimate as Estimate
+from flatsat.reports.model_search import SearchedReport as SearchedReport
+from flatsat.reports.model_search import SearchReport as SearchReport
+from flatsat.reports.model_search import StrategyReport as StrategyReport
+from flatsat.units import TimeKind as TimeKind
 
-SEARCH_SCHEMA = "flatsat.search/1"
 # The cumulative shares at which a process's latencies are kept for drawing.
 DRAWN_QUANTILES = (
     *(0.0, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5),
     *(0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.925, 0.95, 0.975, 0.99, 1.0),
 )
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A number with its 95 % interval, or the reason why there is none.
-
-    Attributes:
-        value: None where it is not available.
-        low, high: of the interval, None where there is none.
-        n: samples behind it.
-        needs: the samples that it would need; said where `value` is None.
-    """
-
-    value: float | None
-    low: float | None = None
-    high: float | None = None
-    n: int = 0
-    needs: int | None = None
 
 
 @dataclass(frozen=True)
@@ -200,7 +156,7 @@ class MeasurementReport:
 
 @dataclass(frozen=True)
 class ProxyReport:
-    """Does a figure from the drawing board rank candidates as the board's clock does?
+    """How well a figure from the drawing board ranks candidates as the board's clock does.
 
     Attributes:
         proxy: "parameters", "non-zeros", "MACs" or "file size".
@@ -352,62 +308,6 @@ class ComparisonReport:
     label: str
     ratio: RatioReport
     rounds: int
-
-
-@dataclass(frozen=True)
-class StrategyReport:
-    """One strategy with one seed; see the module's docstring for the lists."""
-
-    strategy: str
-    label: str
-    role: str
-    seed: int
-    state: str
-    warmup: int
-    reward: tuple[float | None, ...]
-    cost: tuple[float | None, ...]
-    best_evaluation: int | None
-    best_reward: float | None
-    best_cost: float | None
-    best_ratios: tuple[float, ...]
-    cpu_s: float | None
-
-
-@dataclass(frozen=True)
-class SearchedReport:
-    """A candidate of a search that was measured whole."""
-
-    candidate_id: str
-    label: str
-    strategy: str
-    seed: int
-    evaluation: int
-    reward: float | None
-    accuracy: float | None
-    predicted: float | None
-    measured: Estimate
-    pareto: bool = False
-
-
-@dataclass(frozen=True)
-class SearchReport:
-    """A search: its budget, how each strategy went, and what was measured whole."""
-
-    name: str
-    workload: str
-    space: str
-    reward: str
-    quantity: str
-    unit: str
-    limit: float | None
-    reference: float | None
-    board: str | None
-    clock: TimeKind | None
-    layers: tuple[tuple[str, str, int, int], ...]
-    """(name, kind, MACs, parameters) of each layer that has a preserve ratio."""
-    strategies: tuple[StrategyReport, ...]
-    measured: tuple[SearchedReport, ...]
-    chosen: str | None
 
 
 @dataclass(frozen=True)
