@@ -1,11 +1,22 @@
-"""Configuration files: what they may hold, and how they are read.
+"""Configuration files: what recipe, run and lab files may hold, and how they are read.
 
-Every TOML file that FlatSat takes goes through `load_toml`.
+Every TOML file that FlatSat takes goes through `load_toml`. Paths inside a file are relative to
+that file.
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import AfterValidator, ConfigDict, Field
+
+from flatsat.errors import ConfigError, UsageError
 from flatsat.harness.config_toml import (
+    KeyPath,
     TomlDocument,
     TomlModel,
     choice_error,
@@ -13,5 +24,388 @@ from flatsat.harness.config_toml import (
     nearest,
     read_toml,
 )
+from flatsat.jobspec import MeasurePlan
 
-__all__ = ["TomlDocument", "TomlModel", "choice_error", "load_toml", "nearest", "read_toml"]
+if TYPE_CHECKING:
+    from flatsat.compressors.recipe import RecipeSpec
+
+__all__ = [
+    "Gate",
+    "LabFile",
+    "Matrix",
+    "Plan",
+    "RecipeFile",
+    "RecipeTable",
+    "RunConfig",
+    "RunFile",
+    "TomlDocument",
+    "TomlModel",
+    "choice_error",
+    "load_lab_boards",
+    "load_recipes",
+    "load_run",
+    "load_toml",
+    "nearest",
+    "read_toml",
+]
+
+_DEFAULT_PLAN = MeasurePlan()
+LAB_FILE = "lab.toml"
+
+
+def _reuse_rule(value: str) -> str:
+    if value in ("never", "always") or re.fullmatch(r"within [1-9]\d*[dh]", value):
+        return value
+    raise ValueError(f'{value!r} is no rule; use "never", "always" or "within 7d"')
+
+
+def _name(value: str) -> str:
+    if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", value):
+        return value
+    raise ValueError(f"{value!r} may hold letters, digits, '.', '_' and '-' only")
+
+
+def _not_empty(value: tuple[Any, ...]) -> tuple[Any, ...]:
+    if not value:
+        raise ValueError("needs at least one entry")
+    return value
+
+
+def _distinct(value: tuple[Any, ...]) -> tuple[Any, ...]:
+    if len(set(value)) != len(value):
+        raise ValueError("names something twice")
+    return value
+
+
+Schema = Annotated[Literal[1], Field(alias="schema")]
+Name = Annotated[str, AfterValidator(_name)]
+Names = Annotated[tuple[Name, ...], AfterValidator(_distinct)]
+Count = Annotated[int, Field(ge=1)]
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
+
+
+class FreeTable(TomlModel):
+    """A table whose further keys belong to a plug-in, which checks them itself."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+class StepTable(FreeTable):
+    """`[[recipe.NAME.step]]`: a transform and its parameters."""
+
+    use: str
+
+
+class LowerTable(FreeTable):
+    """`[[recipe.NAME.lower]]`: a format to write, and passes on the file."""
+
+    to: str
+
+
+class RecipeTable(TomlModel):
+    """`[recipe.NAME]`: from a reference network to model files.
+
+    Attributes:
+        workload: "workload/network".
+        seeds: one candidate for each.
+        step: in order; none gives the dense reference.
+        lower: the files to write; by default one ONNX file.
+        code: how weights are coded for the uplink, or None.
+    """
+
+    workload: str
+    seeds: Annotated[
+        tuple[Annotated[int, Field(ge=0)], ...],
+        AfterValidator(_not_empty),
+        AfterValidator(_distinct),
+    ] = (0,)
+    step: tuple[StepTable, ...] = ()
+    lower: tuple[LowerTable, ...] = (LowerTable(to="onnx"),)
+    code: Mapping[str, Any] | None = None
+
+
+class RecipeFile(TomlModel):
+    """A file of recipes."""
+
+    schema_: Schema = 1
+    recipe: Annotated[dict[Name, RecipeTable], Field(min_length=1)]
+
+
+class RunTable(TomlModel):
+    """`[run]`.
+
+    Attributes:
+        name: of the run, for people.
+        seed: of the order of jobs and of everything drawn.
+        reuse: may an earlier outcome of the same job on the very same board serve: "never",
+            "always", "within 7d" or "within 12h".
+        baseline: the recipe or candidate that the others are compared with; by default the
+            dense reference of the same workload.
+        required: boards without which the run counts as failed (exit 3); by default all.
+        include: files of recipes.
+    """
+
+    name: Name
+    seed: Annotated[int, Field(ge=0)] = 0
+    reuse: Annotated[str, AfterValidator(_reuse_rule)] = "never"
+    baseline: str | None = None
+    required: Names | None = None
+    include: Annotated[tuple[str, ...], AfterValidator(_distinct)] = ()
+
+
+class Matrix(TomlModel):
+    """`[matrix]`: what is measured where.
+
+    Attributes:
+        recipes: names; by default all of the file and of its includes.
+        candidates: candidates of the lab that are measured beside the recipes' own.
+        boards: names.
+        runtimes: names.
+        threads: intra-op threads; each count is a measurement of its own.
+        affinity: CPU numbers to pin to; empty leaves processes free.
+        jobs: kinds.
+    """
+
+    recipes: Names | None = None
+    candidates: Annotated[tuple[str, ...], AfterValidator(_distinct)] = ()
+    boards: Annotated[Names, AfterValidator(_not_empty)] = ("host",)
+    runtimes: Annotated[Names, AfterValidator(_not_empty)] = ("onnxruntime",)
+    threads: Annotated[tuple[Count, ...], AfterValidator(_not_empty), AfterValidator(_distinct)] = (
+        1,
+    )
+    affinity: Annotated[tuple[Annotated[int, Field(ge=0)], ...], AfterValidator(_distinct)] = ()
+    jobs: Annotated[
+        tuple[Literal["latency", "accuracy"], ...],
+        AfterValidator(_not_empty),
+        AfterValidator(_distinct),
+    ] = ("latency", "accuracy")
+
+
+class WallPlan(TomlModel):
+    """`[plan.wall]`: how a board with a real clock measures; see `MeasurePlan`.
+
+    Attributes:
+        rounds: latency jobs of each artifact, interleaved with the others'.
+    """
+
+    processes: Count = _DEFAULT_PLAN.processes
+    min_inferences: Count = _DEFAULT_PLAN.min_inferences
+    min_s: Seconds = _DEFAULT_PLAN.min_s
+    rounds: Count = 5
+    warmup: Literal["steady", "fixed"] = "steady"
+    max_warmup: Annotated[int, Field(ge=0)] = _DEFAULT_PLAN.max_warmup
+    isolation: Literal["spawn", "fork"] = "spawn"
+    deadline_s: Seconds = _DEFAULT_PLAN.deadline_s
+    memory_limit_bytes: Count | None = None
+
+    def measure_plan(self) -> MeasurePlan:
+        """Return what each latency job is told."""
+        return MeasurePlan(**self.model_dump(exclude={"rounds"}))
+
+
+class VirtualPlan(TomlModel):
+    """`[plan.virtual]`: how a board that counts instructions measures."""
+
+    processes: Count = 1
+    min_inferences: Count = 3
+
+
+class Plan(TomlModel):
+    """`[plan]`: how latency is measured, by kind of clock."""
+
+    wall: WallPlan = WallPlan()
+    virtual: VirtualPlan = VirtualPlan()
+
+
+class LatencyGate(TomlModel):
+    """`gate.latency`: fails when a candidate is shown to be slower than its baseline.
+
+    Attributes:
+        slower_than: share; 0.02 is 2 % slower.
+        alarm: share from which the report warns.
+    """
+
+    slower_than: Share
+    alarm: Share | None = None
+
+
+class AccuracyGate(TomlModel):
+    """`gate.accuracy`: fails when a candidate is shown to be worse than its baseline.
+
+    Attributes:
+        non_inferior: margin in accuracy; 0.005 is half a point.
+    """
+
+    non_inferior: Share
+
+
+class Gate(TomlModel):
+    """`[gate]`: what makes a run fail with exit code 1; nothing by default."""
+
+    latency: LatencyGate | None = None
+    accuracy: AccuracyGate | None = None
+
+
+class RunFile(TomlModel):
+    """The configuration of a run."""
+
+    schema_: Schema = 1
+    run: RunTable
+    matrix: Matrix = Matrix()
+    plan: Plan = Plan()
+    gate: Gate = Gate()
+    recipe: dict[Name, RecipeTable] = Field(default_factory=dict)
+
+
+class BoardTable(FreeTable):
+    """`[board.NAME]`: its kind's own module checks the further keys."""
+
+    kind: str
+
+
+class LabFile(TomlModel):
+    """`lab.toml`: the boards of a lab, beside the built-in ones.
+
+    Attributes:
+        board: name -> settings; `kind` says which further keys a board takes.
+    """
+
+    schema_: Schema = 1
+    board: dict[Name, BoardTable] = Field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """A run's configuration, read and checked as a whole.
+
+    Attributes:
+        file: the tables.
+        recipes: those that the matrix names, in its order.
+        document: positions, for later messages about a value of the file.
+    """
+
+    file: RunFile
+    recipes: tuple[RecipeSpec, ...]
+    document: TomlDocument
+
+
+def load_recipes(path: Path) -> dict[str, RecipeSpec]:
+    """Read a file of recipes; a run's file will do as well.
+
+    Raises:
+        ConfigError: the file is wrong, or a recipe can't apply; names file and line.
+    """
+    document = read_toml(path)
+    if "run" in document.values or "matrix" in document.values:
+        file = document.validate(RunFile)
+        recipes = _included(document, file)
+    else:
+        document.validate(RecipeFile)
+        recipes = {}
+    return {**recipes, **_own_recipes(document)}
+
+
+def load_run(path: Path) -> RunConfig:
+    """Read the configuration of a run, with the recipes that it includes.
+
+    Raises:
+        ConfigError: a file is wrong, a recipe can't apply, or the matrix names an unknown recipe.
+    """
+    document = read_toml(path)
+    file = document.validate(RunFile)
+    recipes = {**_included(document, file), **_own_recipes(document)}
+    wanted = file.matrix.recipes
+    if wanted is None:
+        wanted = tuple(recipes)
+    for index, name in enumerate(wanted):
+        if name not in recipes:
+            message, hint = choice_error("recipe", name, list(recipes))
+            raise document.error(message, ("matrix", "recipes", index), hint=hint)
+    if not wanted and not file.matrix.candidates:
+        raise document.error(
+            "nothing to measure: no recipe and no candidate",
+            ("matrix",),
+            hint='add [recipe.NAME] tables, include = ["recipes.toml"], or matrix.candidates',
+        )
+    for index, name in enumerate(file.run.required or ()):
+        if name not in file.matrix.boards:
+            message, hint = choice_error("board", name, list(file.matrix.boards))
+            raise document.error(message, ("run", "required", index), hint=hint)
+    return RunConfig(file, tuple(recipes[name] for name in wanted), document)
+
+
+def load_lab_boards(root: Path) -> dict[str, dict[str, object]]:
+    """Return the boards of `lab.toml` in a lab's folder: name -> settings with their "kind".
+
+    A lab without that file has the built-in boards only.
+
+    Raises:
+        ConfigError: the file is wrong, or a board's kind doesn't take its settings.
+    """
+    path = root / LAB_FILE
+    if not path.exists():
+        return {}
+    document = read_toml(path)
+    document.validate(LabFile)
+    boards: dict[str, dict[str, object]] = document.values.get("board", {})
+    for name, settings in boards.items():
+        _check_board(document, name, settings)
+    return boards
+
+
+def _check_board(document: TomlDocument, name: str, settings: Mapping[str, object]) -> None:
+    """Let the board's kind refuse its settings, and say on which line."""
+    from flatsat.targets.boards import make_board
+
+    others = {key: value for key, value in settings.items() if key != "kind"}
+    try:
+        make_board(name, str(settings["kind"]), others)
+    except UsageError as error:
+        raise _placed(document, ("board", name), error) from None
+
+
+def _included(document: TomlDocument, file: RunFile) -> dict[str, RecipeSpec]:
+    recipes: dict[str, RecipeSpec] = {}
+    for index, name in enumerate(file.run.include):
+        path = document.path.parent / name
+        if not path.is_file():
+            raise document.error(f"no such file: {path}", ("run", "include", index))
+        for key, spec in load_recipes(path).items():
+            if key in recipes:
+                raise document.error(
+                    f"recipe {key!r} of {path} was included before", ("run", "include", index)
+                )
+            recipes[key] = spec
+    for key in file.recipe:
+        if key in recipes:
+            raise document.error(
+                f"recipe {key!r} stands in an included file as well",
+                ("recipe", key),
+                hint="rename one of them",
+            )
+    return recipes
+
+
+def _own_recipes(document: TomlDocument) -> dict[str, RecipeSpec]:
+    tables: Mapping[str, Mapping[str, Any]] = document.values.get("recipe", {})
+    return {name: _recipe(document, name, table) for name, table in tables.items()}
+
+
+def _recipe(document: TomlDocument, name: str, table: Mapping[str, Any]) -> RecipeSpec:
+    from flatsat.compressors.recipe import check, from_mapping
+
+    try:
+        spec = from_mapping(name, table)
+        check(spec)
+    except ConfigError:
+        raise
+    except UsageError as error:
+        raise _placed(document, ("recipe", name), error) from None
+    return spec
+
+
+def _placed(document: TomlDocument, table: KeyPath, error: UsageError) -> ConfigError:
+    """Return `error` with file and line; `error.key_path`, where it has one, tells the key."""
+    inner: Sequence[str | int] = getattr(error, "key_path", ())
+    return document.error(error.message, (*table, *inner), hint=error.hint)

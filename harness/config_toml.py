@@ -44,7 +44,7 @@ _KINDS = {
 class TomlModel(BaseModel):
     """What a table of a configuration file may hold: nothing else, and it never changes."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=False, populate_by_name=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
@@ -251,10 +251,9 @@ def _real_path(values: Any, loc: Sequence[str | int], kind: str) -> KeyPath:
     path: list[str | int] = []
     for position, part in enumerate(loc):
         last = position == len(loc) - 1
-        if isinstance(values, Mapping) and part in values:
-            values = values[part]
-            path.append(part)
-        elif isinstance(values, list) and isinstance(part, int) and part < len(values):
+        in_table = isinstance(values, Mapping) and part in values
+        in_array = isinstance(values, list) and isinstance(part, int) and part < len(values)
+        if in_table or in_array:
             values = values[part]
             path.append(part)
         elif last and kind == "missing":
@@ -304,7 +303,7 @@ def _explain(
         return f"{what} must be {_KINDS[kind]}, not {_shown(detail['input'])}", None
     if kind == "value_error":
         return f"{what}: {context.get('error', detail['msg'])}", None
-    message = detail["msg"].removeprefix("Input ").removeprefix("Value ")
+    message = detail["msg"].removeprefix("Input ").replace("should ", "must ")
     return f"{what} {message[:1].lower() + message[1:]}, not {_shown(detail['input'])}", None
 
 
