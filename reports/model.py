@@ -11,18 +11,35 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from flatsat.reports.model_search import Estimate as Estimate
-from flatsat.reports.model_search import SearchedReport as SearchedReport
-from flatsat.reports.model_search import SearchReport as SearchReport
-from flatsat.reports.model_search import StrategyReport as StrategyReport
-from flatsat.units import TimeKind as TimeKind
+if TYPE_CHECKING:
+    from flatsat.reports.model_search import SearchReport
+    from flatsat.units import TimeKind
 
 # The cumulative shares at which a process's latencies are kept for drawing.
 DRAWN_QUANTILES = (
     *(0.0, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5),
     *(0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.925, 0.95, 0.975, 0.99, 1.0),
 )
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number with its 95 % interval, or the reason why there is none.
+
+    Attributes:
+        value: None where it is not available.
+        low, high: of the interval, None where there is none.
+        n: samples behind it.
+        needs: the samples that it would need; said where `value` is None.
+    """
+
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+    n: int = 0
+    needs: int | None = None
 
 
 @dataclass(frozen=True)

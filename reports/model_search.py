@@ -35,28 +35,13 @@ of evaluations, read by `collect`; every list of a strategy has one entry an eva
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from flatsat.units import TimeKind as TimeKind
+if TYPE_CHECKING:
+    from flatsat.reports.model import Estimate
+    from flatsat.units import TimeKind
 
 SEARCH_SCHEMA = "flatsat.search/1"
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A number with its 95 % interval, or the reason why there is none.
-
-    Attributes:
-        value: None where it is not available.
-        low, high: of the interval, None where there is none.
-        n: samples behind it.
-        needs: the samples that it would need; said where `value` is None.
-    """
-
-    value: float | None
-    low: float | None = None
-    high: float | None = None
-    n: int = 0
-    needs: int | None = None
 
 
 @dataclass(frozen=True)
