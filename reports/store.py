@@ -1,0 +1,556 @@
+"""The record in a database: SQLite for one lab, any SQLAlchemy URL for a larger one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from sqlalchemy import Connection, Select, Table, case, func, insert, select, update
+from sqlalchemy.exc import DBAPIError
+
+from flatsat.canonical import canonical_json
+from flatsat.errors import DataError, FlatSatError, InfrastructureError
+from flatsat.jobspec import JobSpec, reuse_key
+from flatsat.reports import record, rows_sql
+from flatsat.reports.rows import (
+    DONE,
+    PLANNED,
+    RUNNING,
+    AccuracyRow,
+    BoardRow,
+    CandidateRow,
+    JobRow,
+    OutcomeRow,
+    RunCounts,
+    RunRow,
+    Store,
+)
+
+if TYPE_CHECKING:
+    from sqlalchemy.sql import ColumnElement
+
+    from flatsat.artifact import Artifact
+    from flatsat.outcome import Outcome
+
+__all__ = [
+    "DONE",
+    "PLANNED",
+    "RUNNING",
+    "AccuracyRow",
+    "BoardRow",
+    "CandidateRow",
+    "JobRow",
+    "OutcomeRow",
+    "RunCounts",
+    "RunRow",
+    "SqlStore",
+    "Store",
+]
+
+_CHUNK = 500  # values in one IN (...): far below every database's limit
+
+
+class SqlStore:
+    """A `Store` behind a SQLAlchemy URL; safe to use from several threads and processes.
+
+    Args:
+        url: such as "sqlite:////home/me/lab/record.db". An older record is migrated at once.
+        migrations: the steps that make up the schema.
+
+    Raises:
+        ConfigError: the URL can't be read, or its driver isn't installed.
+        DataError: not a database, not a FlatSat record, or written by a newer FlatSat.
+        InfrastructureError: the database can't be reached.
+    """
+
+    def __init__(
+        self, url: str, *, migrations: Sequence[record.Migration] = record.MIGRATIONS
+    ) -> None:
+        self._engine = record.open_engine(url)
+        self._name = self._engine.url.database or self._engine.url.render_as_string(
+            hide_password=True
+        )
+        with self._faults():
+            record.migrate(self._engine, migrations)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the database."""
+        self._engine.dispose()
+
+    # Runs
+
+    def begin_run(self, run: RunRow) -> None:
+        """See `Store`."""
+        table = record.run
+        with self._write() as connection:
+            known = connection.execute(
+                select(table.c.config_sha).where(table.c.run_id == run.run_id)
+            ).scalar()
+            if known is None:
+                connection.execute(insert(table).values(rows_sql.run_values(run)))
+            elif known == run.config_sha:
+                connection.execute(
+                    update(table)
+                    .where(table.c.run_id == run.run_id)
+                    .values(state=RUNNING, finished_utc=None)
+                )
+            else:
+                raise DataError(
+                    f"run {run.run_id} is recorded with another configuration",
+                    hint="resume it with the configuration it was started with",
+                )
+
+    def finish_run(self, run_id: str, state: str, finished_utc: str | None = None) -> None:
+        """See `Store`."""
+        table = record.run
+        with self._write() as connection:
+            self._need_run(connection, run_id)
+            connection.execute(
+                update(table)
+                .where(table.c.run_id == run_id)
+                .values(state=state, finished_utc=finished_utc)
+            )
+
+    def runs(self) -> list[RunRow]:
+        """See `Store`."""
+        table = record.run
+        with self._read() as connection:
+            found = connection.execute(select(table).order_by(table.c.started_utc, table.c.run_id))
+            return [rows_sql.run_row(row) for row in found.mappings()]
+
+    def run(self, run_id: str) -> RunRow:
+        """See `Store`."""
+        table = record.run
+        with self._read() as connection:
+            self._need_run(connection, run_id)
+            found = connection.execute(select(table).where(table.c.run_id == run_id))
+            return rows_sql.run_row(found.mappings().one())
+
+    def counts(self, run_id: str | None = None) -> dict[str, RunCounts]:
+        """See `Store`."""
+        job, outcome = record.job, record.outcome
+
+        def number(condition: ColumnElement[bool], name: str) -> ColumnElement[int]:
+            return func.sum(case((condition, 1), else_=0)).label(name)
+
+        query = (
+            select(
+                record.run.c.run_id,
+                func.count(job.c.job_id).label("jobs"),
+                number(job.c.state == DONE, "done"),
+                number(job.c.state == RUNNING, "running"),
+                number(job.c.reused_from.is_not(None), "reused"),
+                number(outcome.c.status == rows_sql.MEASURED, "measured"),
+                number(outcome.c.status == rows_sql.FAILED, "failed"),
+                number(outcome.c.status == rows_sql.INCONCLUSIVE, "inconclusive"),
+            )
+            .select_from(record.run)
+            .outerjoin(job, job.c.run_id == record.run.c.run_id)
+            .outerjoin(outcome, outcome.c.job_id == _source_job())
+            .group_by(record.run.c.run_id)
+        )
+        if run_id is not None:
+            query = query.where(record.run.c.run_id == run_id)
+        with self._read() as connection:
+            return {
+                row.run_id: RunCounts(*(int(value) for value in row[1:]))
+                for row in connection.execute(query)
+            }
+
+    def put_note(self, run_id: str, key: str, value: object) -> None:
+        """See `Store`."""
+        raw = bytes(value) if isinstance(value, bytes | bytearray | memoryview) else None
+        text = None if raw is not None else canonical_json(value)
+        with self._write() as connection:
+            self._need_run(connection, run_id)
+            _put(connection, record.note, {"run_id": run_id, "key": key}, json=text, blob=raw)
+
+    def notes(self, run_id: str) -> dict[str, object]:
+        """See `Store`."""
+        table = record.note
+        with self._read() as connection:
+            found = connection.execute(
+                select(table).where(table.c.run_id == run_id).order_by(table.c.key)
+            )
+            return {
+                row.key: bytes(row.blob) if row.json is None else json.loads(row.json)
+                for row in found
+            }
+
+    # What is measured, and on what
+
+    def put_board(
+        self, board_id: str, name: str, kind: str, facts: Mapping[str, object] | None = None
+    ) -> None:
+        """See `Store`."""
+        text = rows_sql.lenient_json(dict(facts or {}))
+        with self._write() as connection:
+            _put(connection, record.board, {"board_id": board_id}, name=name, kind=kind, json=text)
+
+    def put_candidate(self, candidate: CandidateRow, run_id: str | None = None) -> None:
+        """See `Store`."""
+        values = rows_sql.candidate_values(candidate)
+        key = {"candidate_id": values.pop("candidate_id")}
+        with self._write() as connection:
+            _put(connection, record.candidate, key, **values)
+            if run_id is None:
+                return
+            self._need_run(connection, run_id)
+            link = record.run_candidate
+            key["run_id"] = run_id
+            if not _exists(connection, link, key):
+                position = connection.execute(
+                    select(func.count()).select_from(link).where(link.c.run_id == run_id)
+                ).scalar_one()
+                connection.execute(insert(link).values(**key, position=position))
+
+    def put_artifact(self, artifact: Artifact, candidate_id: str) -> None:
+        """See `Store`."""
+        table = record.artifact
+        key = {"sha256": artifact.sha256, "candidate_id": candidate_id}
+        with self._write() as connection:
+            self._need(connection, record.candidate.c.candidate_id, candidate_id, "candidate")
+            position = connection.execute(
+                select(table.c.position).filter_by(**key)
+            ).scalar_one_or_none()
+            if position is None:
+                position = connection.execute(
+                    select(func.count())
+                    .select_from(table)
+                    .where(table.c.candidate_id == candidate_id)
+                ).scalar_one()
+            _put(connection, table, key, position=position, **rows_sql.artifact_values(artifact))
+
+    def candidates(self, run_id: str | None = None) -> list[CandidateRow]:
+        """See `Store`."""
+        table, link = record.candidate, record.run_candidate
+        query = select(table).order_by(table.c.name, table.c.seed, table.c.candidate_id)
+        if run_id is not None:
+            measured = (
+                select(record.artifact.c.candidate_id)
+                .join(record.job, record.job.c.artifact == record.artifact.c.sha256)
+                .where(record.job.c.run_id == run_id)
+            )
+            named = select(link.c.candidate_id).where(link.c.run_id == run_id)
+            query = query.where(table.c.candidate_id.in_(measured.union(named)))
+        with self._read() as connection:
+            found = connection.execute(query)
+            return [rows_sql.candidate_row(row) for row in found.mappings()]
+
+    def candidate(self, candidate_id: str) -> CandidateRow:
+        """See `Store`."""
+        table = record.candidate
+        with self._read() as connection:
+            self._need(connection, table.c.candidate_id, candidate_id, "candidate")
+            found = connection.execute(select(table).where(table.c.candidate_id == candidate_id))
+            return rows_sql.candidate_row(found.mappings().one())
+
+    def artifacts(self, candidate_id: str) -> list[Artifact]:
+        """See `Store`."""
+        table = record.artifact
+        query = select(table).where(table.c.candidate_id == candidate_id)
+        with self._read() as connection:
+            found = connection.execute(query.order_by(table.c.position))
+            return [rows_sql.artifact(row) for row in found.mappings()]
+
+    def boards(self, run_id: str | None = None) -> list[BoardRow]:
+        """See `Store`."""
+        table = record.board
+        query = select(table).order_by(table.c.name, table.c.board_id)
+        if run_id is not None:
+            used = select(record.job.c.board_id).where(
+                record.job.c.run_id == run_id, record.job.c.board_id.is_not(None)
+            )
+            query = query.where(table.c.board_id.in_(used))
+        with self._read() as connection:
+            return [
+                BoardRow(row.board_id, row.name, row.kind, json.loads(row.json))
+                for row in connection.execute(query)
+            ]
+
+    # Jobs and outcomes
+
+    def add_jobs(self, run_id: str, jobs: Sequence[JobRow]) -> None:
+        """See `Store`."""
+        table = record.job
+        with self._write() as connection:
+            self._need_run(connection, run_id)
+            owner: dict[str, str] = {}
+            for ids in _chunks([job.job_id for job in jobs]):
+                found = connection.execute(
+                    select(table.c.job_id, table.c.run_id).where(table.c.job_id.in_(ids))
+                )
+                owner.update({row.job_id: row.run_id for row in found})
+            for job_id, other in owner.items():
+                if other != run_id:
+                    raise DataError(f"job {job_id} of run {run_id} already belongs to run {other}")
+            new = {job.job_id: job for job in jobs if job.job_id not in owner}
+            if new:
+                values = [rows_sql.job_values(job, run_id) for job in new.values()]
+                connection.execute(insert(table), values)
+
+    def jobs(self, run_id: str, state: str | None = None) -> list[JobRow]:
+        """See `Store`."""
+        table = record.job
+        query = select(table).where(table.c.run_id == run_id)
+        if state is not None:
+            query = query.where(table.c.state == state)
+        query = query.order_by(table.c.round, table.c.position, table.c.job_id)
+        with self._read() as connection:
+            return [rows_sql.job_row(row) for row in connection.execute(query).mappings()]
+
+    def start_job(self, job_id: str, board_id: str | None, epoch: int | None = None) -> int:
+        """See `Store`."""
+        table = record.job
+        with self._write() as connection:
+            job = self._job(connection, job_id)
+            if job.state == DONE:
+                raise DataError(f"job {job_id} is done", hint="plan a new job to measure again")
+            attempt = job.attempt + 1
+            connection.execute(
+                update(table)
+                .where(table.c.job_id == job_id)
+                .values(state=RUNNING, attempt=attempt, epoch=epoch, **_on_board(job, board_id))
+            )
+            return attempt
+
+    def put_outcome(
+        self,
+        job_id: str,
+        board_id: str | None,
+        outcome: Outcome,
+        started_utc: str,
+        wall_s: float,
+        accuracy: AccuracyRow | None = None,
+    ) -> bool:
+        """See `Store`."""
+        inserts = rows_sql.outcome_inserts(job_id, outcome, started_utc, wall_s, accuracy)
+        table = record.job
+        with self._write() as connection:
+            job = self._job(connection, job_id)
+            if job.state == DONE:
+                return False
+            for target, values in inserts:
+                if values:
+                    connection.execute(insert(target), values)
+            connection.execute(
+                update(table)
+                .where(table.c.job_id == job_id)
+                .values(state=DONE, **_on_board(job, board_id))
+            )
+            return True
+
+    def reusable(self, reuse_key: str, not_before_utc: str | None = None) -> str | None:
+        """See `Store`."""
+        job, outcome = record.job, record.outcome
+        query = (
+            select(job.c.job_id)
+            .join(outcome, outcome.c.job_id == job.c.job_id)
+            .where(job.c.reuse_key == reuse_key, outcome.c.status == rows_sql.MEASURED)
+            .order_by(outcome.c.started_utc.desc(), job.c.job_id.desc())
+            .limit(1)
+        )
+        if not_before_utc is not None:
+            query = query.where(outcome.c.started_utc >= not_before_utc)
+        with self._read() as connection:
+            return connection.execute(query).scalar_one_or_none()
+
+    def reuse_outcome(self, job_id: str, from_job_id: str, board_id: str | None = None) -> None:
+        """See `Store`."""
+        table = record.job
+        with self._write() as connection:
+            job = self._job(connection, job_id)
+            source = self._job(connection, from_job_id)
+            if job.state == DONE:
+                raise DataError(f"job {job_id} is done", hint="its own outcome stands")
+            if source.state != DONE or source.reused_from is not None:
+                raise DataError(f"job {from_job_id} has no outcome of its own to reuse")
+            board = board_id or source.board_id
+            connection.execute(
+                update(table)
+                .where(table.c.job_id == job_id)
+                .values(state=DONE, reused_from=from_job_id, **_on_board(job, board))
+            )
+
+    def outcomes(
+        self,
+        run_id: str | None = None,
+        candidate_id: str | None = None,
+        artifact: str | None = None,
+        board: str | None = None,
+        kind: str | None = None,
+        with_samples: bool = True,
+    ) -> list[OutcomeRow]:
+        """See `Store`."""
+        job = record.job
+        where: list[ColumnElement[bool]] = []
+        if run_id is not None:
+            where.append(job.c.run_id == run_id)
+        if candidate_id is not None:
+            shas = select(record.artifact.c.sha256).where(
+                record.artifact.c.candidate_id == candidate_id
+            )
+            where.append(job.c.artifact.in_(shas))
+        if artifact is not None:
+            where.append(job.c.artifact == artifact)
+        if board is not None:
+            where.append((job.c.board_name == board) | (job.c.board_id == board))
+        if kind is not None:
+            where.append(job.c.kind == kind)
+
+        def fetch(table: Table, *order: ColumnElement[Any]) -> list[Mapping[str, Any]]:
+            """Return all rows of a table of outcomes, each under the job that asked for it."""
+            query: Select[Any] = (
+                select(job.c.job_id.label("asked"), *table.c)
+                .select_from(job)
+                .join(table, table.c.job_id == _source_job())
+                .where(*where)
+                .order_by(*order)
+            )
+            return [dict(row) for row in connection.execute(query).mappings()]
+
+        with self._read() as connection:
+            found = connection.execute(
+                select(job)
+                .where(job.c.state == DONE, *where)
+                .order_by(job.c.run_id, job.c.round, job.c.position, job.c.job_id)
+            )
+            jobs = [rows_sql.job_row(row) for row in found.mappings()]
+            parts = rows_sql.Parts(
+                outcome=fetch(record.outcome),
+                accuracy=fetch(record.accuracy),
+                agreement=fetch(record.agreement),
+                health=fetch(record.health, record.health.c.ordinal),
+                sample=fetch(record.sample, record.sample.c.ordinal) if with_samples else [],
+                logits=fetch(record.logits) if with_samples else [],
+            )
+        return rows_sql.assemble(jobs, parts)
+
+    # Transactions and their faults
+
+    @contextmanager
+    def _write(self) -> Iterator[Connection]:
+        with self._faults(), self._engine.execution_options(writes=True).begin() as connection:
+            yield connection
+
+    @contextmanager
+    def _read(self) -> Iterator[Connection]:
+        with self._faults(), self._engine.connect() as connection:
+            yield connection
+
+    @contextmanager
+    def _faults(self) -> Iterator[None]:
+        """Turn a database's errors into one line that says what to do."""
+        try:
+            yield
+        except DBAPIError as error:
+            raise _explain(self._name, str(error.orig)) from error
+
+    def _job(self, connection: Connection, job_id: str) -> JobRow:
+        table = record.job
+        found = connection.execute(select(table).where(table.c.job_id == job_id)).mappings().first()
+        if found is None:
+            raise DataError(f"{self._name} has no job {job_id!r}", hint="see `flatsat runs`")
+        return rows_sql.job_row(found)
+
+    def _need_run(self, connection: Connection, run_id: str) -> None:
+        self._need(connection, record.run.c.run_id, run_id, "run")
+
+    def _need(
+        self, connection: Connection, column: ColumnElement[str], value: str, noun: str
+    ) -> None:
+        if connection.execute(select(column).where(column == value)).first() is None:
+            raise DataError(f"{self._name} has no {noun} {value!r}", hint=f"see `flatsat {noun}s`")
+
+
+def _source_job() -> ColumnElement[str]:
+    """Return the job that really ran: another one where the outcome was reused."""
+    return func.coalesce(record.job.c.reused_from, record.job.c.job_id)
+
+
+def _on_board(job: JobRow, board_id: str | None) -> dict[str, str]:
+    """Return the columns that follow from the board that a job runs on."""
+    if board_id is None:
+        return {}
+    spec = JobSpec.from_json(json.loads(job.spec_json))
+    return {"board_id": board_id, "reuse_key": reuse_key(spec, board_id)}
+
+
+def _exists(connection: Connection, table: Table, key: Mapping[str, object]) -> bool:
+    query = select(next(iter(table.primary_key))).filter_by(**key)
+    return connection.execute(query).first() is not None
+
+
+def _put(connection: Connection, table: Table, key: Mapping[str, object], **values: object) -> None:
+    """Insert a row, or update the one with this key."""
+    if not _exists(connection, table, key):
+        connection.execute(insert(table).values(**key, **values))
+        return
+    connection.execute(update(table).filter_by(**key).values(**values))
+
+
+def _chunks(values: Sequence[str]) -> Iterator[Sequence[str]]:
+    for start in range(0, len(values), _CHUNK):
+        yield values[start : start + _CHUNK]
+
+
+def _explain(name: str, detail: str) -> FlatSatError:
+    """Return the error for what a database driver says."""
+    known: tuple[tuple[str, type[FlatSatError], str, str], ...] = (
+        ("not a database", DataError, "is not a database", "name another file for the record"),
+        (
+            "unable to open",
+            DataError,
+            "can't be opened",
+            "its folder must exist and let you write to it",
+        ),
+        (
+            "disk is full",
+            InfrastructureError,
+            "can't grow: the disk is full",
+            "free some space and resume; nothing recorded is lost",
+        ),
+        (
+            "readonly",
+            InfrastructureError,
+            "is read-only",
+            "give yourself the right to write to the file and its folder",
+        ),
+        (
+            "locked",
+            InfrastructureError,
+            f"stayed locked by another process for {record.BUSY_TIMEOUT_S} s",
+            "wait for it or end it, then resume",
+        ),
+        (
+            "disk I/O",
+            InfrastructureError,
+            "can't be read or written: the disk failed or is full",
+            "check the disk, then resume; nothing recorded is lost",
+        ),
+        ("malformed", InfrastructureError, "is damaged", "restore it from a copy"),
+        (
+            "FOREIGN KEY",
+            DataError,
+            "refers to a board, run or job that it doesn't hold",
+            "put that first",
+        ),
+    )
+    for sign, kind, what, hint in known:
+        if sign in detail:
+            return kind(f"record {name} {what}", hint=hint)
+    return InfrastructureError(f"record {name}: {' '.join(detail.split())}")
