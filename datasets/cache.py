@@ -1,0 +1,68 @@
+"""Where data sets and reference networks are kept between runs, and how a file gets there."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO
+
+from flatsat.errors import UsageError
+
+
+def default_cache_dir() -> Path:
+    """Return $FLATSAT_CACHE, else $XDG_CACHE_HOME/flatsat, else ~/.cache/flatsat.
+
+    The folder need not exist; it is made when something is first written to it.
+    """
+    if own := os.environ.get("FLATSAT_CACHE"):
+        return Path(own)
+    if shared := os.environ.get("XDG_CACHE_HOME"):
+        return Path(shared) / "flatsat"
+    return Path.home() / ".cache" / "flatsat"
+
+
+def make_folder(folder: Path) -> None:
+    """Make a cache folder and its parents.
+
+    Raises:
+        UsageError: the folder can't be made or isn't writable.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _not_writable(folder, error) from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise _not_writable(folder, PermissionError("permission denied"))
+
+
+def write_atomically(path: Path, write: Callable[[IO[bytes]], None]) -> None:
+    """Give `write` a new file and put it at `path` when it is whole: readers never see a part.
+
+    Raises:
+        UsageError: the folder can't be written, or the disk is full.
+    """
+    make_folder(path.parent)
+    temporary: Path | None = None
+    try:
+        with tempfile.NamedTemporaryFile(
+            dir=path.parent, prefix=f".{path.name}.", delete=False
+        ) as stream:
+            temporary = Path(stream.name)
+            write(stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise _not_writable(path, error) from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def _not_writable(path: Path, error: OSError) -> UsageError:
+    return UsageError(
+        f"can't write the cache at {path}: {error.strerror or error}",
+        hint="free the disk, or name another folder in FLATSAT_CACHE",
+    )

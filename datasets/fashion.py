@@ -1,0 +1,23 @@
+"""Fashion-MNIST (Xiao et al. 2017): 70,000 grey images of clothing in ten classes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from flatsat.datasets.images import source_folder
+from flatsat.datasets.official import official_splits
+from flatsat.datasets.splits import Splits
+
+DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
+HINT = "apt-get install dataset-fashion-mnist, or give the folder of its four IDX files"
+
+
+def fashion_splits(path: str | None = None) -> Splits:
+    """Read Fashion-MNIST from `path`, $FLATSAT_DATA/fashion or Debian's `dataset-fashion-mnist`.
+
+    Raises:
+        DataError: no such folder (the message names the package), or a damaged file.
+    """
+    return official_splits(
+        "fashion", source_folder("fashion", path, DEBIAN_FOLDER, hint=HINT), hint=HINT
+    )

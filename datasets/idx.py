@@ -1,0 +1,96 @@
+"""A strict reader of IDX files, the format of MNIST and Fashion-MNIST.
+
+The format: two zero bytes, one byte for the element type (8 = unsigned byte), one byte for the
+number of axes, one big-endian uint32 an axis for its length, then the elements in C order.
+"""
+
+from __future__ import annotations
+
+import gzip
+import math
+import struct
+import zlib
+from contextlib import ExitStack
+from pathlib import Path
+from typing import IO, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flatsat.errors import DataError
+
+_GZIP_MAGIC = b"\x1f\x8b"
+_UNSIGNED_BYTE = 0x08
+# The whole of MNIST is 47 MB; a header that claims more than this is damaged or hostile.
+_MOST_BYTES = 1 << 31
+
+
+def read_idx(path: Path, *, axes: int) -> NDArray[np.uint8]:
+    """Read an IDX file of unsigned bytes, plain or gzip (told by its content, not its name).
+
+    Args:
+        path: the file.
+        axes: how many axes it must have: 3 for images (n, h, w), 1 for labels (n,).
+
+    Raises:
+        DataError: the file can't be read, isn't IDX, has another element type or number of axes,
+            or holds fewer or more bytes than its header says. Nothing else is raised, whatever
+            the file holds.
+    """
+    try:
+        with ExitStack() as stack:
+            stream = cast("IO[bytes]", stack.enter_context(path.open("rb")))
+            start = stream.read(len(_GZIP_MAGIC))
+            stream.seek(0)
+            if start == _GZIP_MAGIC:
+                stream = cast("IO[bytes]", stack.enter_context(gzip.open(stream, "rb")))
+            return _read(stream, path, axes)
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise DataError(
+            f"{path}: damaged or truncated gzip data: {error}",
+            hint="fetch the file again, or unpack it first",
+        ) from error
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise DataError(
+            f"{path}: can't be read: {reason}", hint="check the path and its permissions"
+        ) from error
+
+
+def _read(stream: IO[bytes], path: Path, axes: int) -> NDArray[np.uint8]:
+    header_bytes = 4 + 4 * axes
+    header = stream.read(header_bytes)
+    if len(header) < 4 or header[:2] != b"\0\0":
+        raise DataError(
+            f"{path}: not an IDX file: expected it to start with 00 00 08 {axes:02x}, "
+            f"found {header[:4].hex(' ') or 'nothing'}",
+            hint="give the original IDX file, gzip or plain",
+        )
+    if header[2] != _UNSIGNED_BYTE or header[3] != axes:
+        raise DataError(
+            f"{path}: expected unsigned bytes (type 08) with {axes} axes, "
+            f"found type {header[2]:02x} with {header[3]} axes",
+            hint="image files have 3 axes, label files have 1; were they swapped?",
+        )
+    if len(header) < header_bytes:
+        raise DataError(
+            f"{path}: truncated: expected a header of {header_bytes} bytes, found {len(header)}",
+            hint="fetch the file again",
+        )
+    shape = struct.unpack(f">{axes}I", header[4:])
+    size = math.prod(shape)
+    if not 0 < size <= _MOST_BYTES:
+        raise DataError(
+            f"{path}: the header claims {' x '.join(map(str, shape))} = {size} bytes of data, "
+            f"expected 1 to {_MOST_BYTES}",
+            hint="the header is damaged; fetch the file again",
+        )
+    # One byte more than claimed shows trailing data, and makes gzip check its CRC at the end.
+    data = stream.read(size + 1)
+    if len(data) != size:
+        kind, found = ("truncated", len(data)) if len(data) < size else ("trailing data", "more")
+        raise DataError(
+            f"{path}: {kind}: expected {size} bytes after the header, found {found}",
+            hint="fetch the file again",
+        )
+    return np.frombuffer(data, dtype=np.uint8).reshape(shape)

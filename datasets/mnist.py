@@ -1,0 +1,21 @@
+"""MNIST (LeCun et al. 1998) from the four IDX files that a user has; FlatSat fetches nothing."""
+
+from __future__ import annotations
+
+from flatsat.datasets.images import source_folder
+from flatsat.datasets.official import official_splits
+from flatsat.datasets.splits import Splits
+
+HINT = (
+    "give the folder of MNIST's four IDX files (train-*, t10k-*) as the path, "
+    "or put them into $FLATSAT_DATA/mnist"
+)
+
+
+def mnist_splits(path: str | None = None) -> Splits:
+    """Read MNIST from `path` or $FLATSAT_DATA/mnist.
+
+    Raises:
+        DataError: no folder was given, there is none, or a file is missing or damaged.
+    """
+    return official_splits("mnist", source_folder("mnist", path, None, hint=HINT), hint=HINT)

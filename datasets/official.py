@@ -1,0 +1,42 @@
+"""Sets that come as MNIST does: four IDX files, an official training part and test part."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+from flatsat.datasets.images import read_official_set
+from flatsat.datasets.splits import Split, Splits, preprocess, stratified
+from flatsat.errors import DataError
+
+
+def official_splits(name: str, folder: Path, *, hint: str) -> Splits:
+    """Split the official training part; the official test part stays the test split.
+
+    Of n training images, n // 60 are for calibration and n // 12 for validation: 1,000 and 5,000
+    of the 60,000, which leaves 54,000 to train on. The test files are read by `open_test()` only.
+
+    Args:
+        name: the workload's, which names the random stream.
+        folder: of the four files.
+        hint: where to get a file that is missing.
+
+    Raises:
+        DataError: a file is missing, damaged or too short to split.
+    """
+    images = read_official_set(folder, "train", hint=hint)
+    n = len(images.labels)
+    sizes = {"calibration": n // 60, "validation": n // 12}
+    if n < 60:
+        raise DataError(
+            f"{folder}: expected at least 60 training images, found {n}", hint="give a larger set"
+        )
+    dealt = stratified(
+        images.labels, sizes | {"train": n - sum(sizes.values())}, f"datasets.splits/{name}"
+    )
+    parts = {key: preprocess(key, images, indices) for key, indices in dealt.items()}
+    return Splits(**parts, _load_test=partial(_official_test, folder, hint))
+
+
+def _official_test(folder: Path, hint: str) -> Split:
+    return preprocess("test", read_official_set(folder, "t10k", hint=hint), None)
