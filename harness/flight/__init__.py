@@ -1,0 +1,1 @@
+"""Flight validation: a mission's requirements, the evidence for each, and a verdict."""
