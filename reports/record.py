@@ -1,7 +1,6 @@
 """The tables of the record, its schema version, and how an older record is brought up to date.
 
-The tables speak plain SQLAlchemy, so that a URL alone moves the record from SQLite to another
-database; `_tune_sqlite` is the one place that knows SQLite.
+The tables speak plain SQLAlchemy, so that a URL alone moves the record to another database.
 """
 
 from __future__ import annotations
@@ -14,7 +13,6 @@ from sqlalchemy import (
     Boolean,
     Column,
     Connection,
-    Engine,
     Float,
     ForeignKey,
     Index,
@@ -24,19 +22,13 @@ from sqlalchemy import (
     String,
     Table,
     Text,
-    create_engine,
-    event,
     insert,
     inspect,
     select,
     update,
 )
-from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError
 
-from flatsat.errors import ConfigError, DataError
-
-BUSY_TIMEOUT_S = 60
+from flatsat.errors import DataError
 
 metadata = MetaData()
 
@@ -244,85 +236,46 @@ def _create(connection: Connection) -> None:
 MIGRATIONS: tuple[Migration, ...] = (_create,)
 
 
-def open_engine(url: str) -> Engine:
-    """Return an engine for a record's URL, without touching the database yet.
+def upgrade(connection: Connection, migrations: Sequence[Migration], name: str) -> None:
+    """Bring a record to the newest schema version; the caller's transaction makes it atomic.
 
-    Transactions of `engine.execution_options(writes=True)` take the write lock at once, so that
-    none fails half-way because another process wrote in between.
-
-    Raises:
-        ConfigError: the URL can't be read, or its database driver isn't installed.
-    """
-    try:
-        parsed = make_url(url)
-        sqlite = parsed.get_backend_name() == "sqlite"
-        engine = create_engine(parsed, connect_args={"timeout": BUSY_TIMEOUT_S} if sqlite else {})
-    except (ArgumentError, ImportError) as error:
-        raise ConfigError(
-            f"the record's URL can't be used: {str(error).splitlines()[0]}",
-            hint="for a file write sqlite:///PATH/record.db",
-        ) from error
-    if sqlite:
-        _tune_sqlite(engine)
-    return engine
-
-
-def _tune_sqlite(engine: Engine) -> None:
-    """Make SQLite durable (WAL, a sync at each commit) and let the engine begin transactions."""
-
-    @event.listens_for(engine, "connect")
-    def _connected(connection: Any, _record: object) -> None:
-        connection.isolation_level = None
-        cursor = connection.cursor()
-        cursor.execute("PRAGMA synchronous=FULL")
-        cursor.execute("PRAGMA foreign_keys=ON")
-        # WAL stays set in the file; setting it again would need a write.
-        if cursor.execute("PRAGMA journal_mode").fetchone() != ("wal",):
-            cursor.execute("PRAGMA journal_mode=WAL")
-        cursor.close()
-
-    @event.listens_for(engine, "begin")
-    def _began(connection: Connection) -> None:
-        writes = connection.get_execution_options().get("writes", False)
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
-
-
-def migrate(engine: Engine, migrations: Sequence[Migration] = MIGRATIONS) -> None:
-    """Bring a record to the newest schema version in one transaction; make it if it is empty.
+    Args:
+        connection: in a transaction that holds the write lock.
+        migrations: all steps, from an empty database on.
+        name: what messages call the database.
 
     Raises:
         DataError: the record is of a newer version, or the database belongs to something else.
     """
-    name = engine.url.render_as_string(hide_password=True)
-    with engine.connect() as connection:
-        if _version(connection, name, len(migrations)) == len(migrations):
-            return
-    with engine.execution_options(writes=True).begin() as connection:
-        # Read again under the lock: another process may have been quicker.
-        version = _version(connection, name, len(migrations))
-        for step in migrations[version:]:
-            step(connection)
-        if version == 0:
-            connection.execute(insert(schema_version).values(version=len(migrations)))
-        else:
-            connection.execute(update(schema_version).values(version=len(migrations)))
+    found = version(connection, len(migrations), name)
+    for step in migrations[found:]:
+        step(connection)
+    if found == 0:
+        connection.execute(insert(schema_version).values(version=len(migrations)))
+    else:
+        connection.execute(update(schema_version).values(version=len(migrations)))
 
 
-def _version(connection: Connection, name: str, newest: int) -> int:
+def version(connection: Connection, newest: int, name: str) -> int:
+    """Return a record's schema version, 0 for a database that holds nothing.
+
+    Raises:
+        DataError: the version is above `newest`, or the database belongs to something else.
+    """
     tables = inspect(connection).get_table_names()
     if not tables:
         return 0
-    version = None
+    found = None
     if schema_version.name in tables:
-        version = connection.execute(select(schema_version.c.version)).scalar()
-    if version is None:
+        found = connection.execute(select(schema_version.c.version)).scalar()
+    if found is None:
         raise DataError(
             f"{name} is a database, but not a FlatSat record",
             hint="give the record a file of its own",
         )
-    if version > newest:
+    if found > newest:
         raise DataError(
-            f"{name} has schema version {version}; this FlatSat knows up to {newest}",
+            f"record {name} has schema version {found}, but this FlatSat knows up to {newest}",
             hint="use the FlatSat that wrote it, or a newer one",
         )
-    return int(version)
+    return int(found)

@@ -65,6 +65,13 @@ def plain_text(value: str) -> str:
     return value.encode("utf-8", "backslashreplace").decode("utf-8").replace("\0", "\\x00")
 
 
+def _plain(values: Mapping[str, object]) -> dict[str, object]:
+    return {
+        name: plain_text(value) if isinstance(value, str) else value
+        for name, value in values.items()
+    }
+
+
 def _number(value: float) -> float | None:
     return None if math.isnan(value) else float(value)
 
@@ -178,7 +185,7 @@ def outcome_inserts(
                 "status": FAILED,
                 "owner": fault.owner.value,
                 "transient": fault.transient,
-                "code": fault.code,
+                "code": plain_text(fault.code),
                 "message": plain_text(fault.message),
                 "hint": plain_text(fault.hint),
             }
@@ -201,7 +208,7 @@ def outcome_inserts(
         (
             record.health,
             [
-                {"job_id": job_id, "ordinal": ordinal, **asdict(health)}
+                {"job_id": job_id, "ordinal": ordinal, **_plain(asdict(health))}
                 for ordinal, health in enumerate(outcome.health)
             ],
         ),

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
-from sqlalchemy import Connection, Select, Table, case, func, insert, select, update
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy import Connection, Table, func, insert, select, update
 
-from flatsat.canonical import canonical_json
-from flatsat.errors import DataError, FlatSatError, InfrastructureError
+from flatsat.errors import DataError
 from flatsat.jobspec import JobSpec, reuse_key
-from flatsat.reports import record, rows_sql
+from flatsat.reports import queries, record, rows_sql
+from flatsat.reports.database import Database
 from flatsat.reports.rows import (
     DONE,
     PLANNED,
@@ -69,12 +67,7 @@ class SqlStore:
     def __init__(
         self, url: str, *, migrations: Sequence[record.Migration] = record.MIGRATIONS
     ) -> None:
-        self._engine = record.open_engine(url)
-        self._name = self._engine.url.database or self._engine.url.render_as_string(
-            hide_password=True
-        )
-        with self._faults():
-            record.migrate(self._engine, migrations)
+        self._database = Database(url, migrations)
 
     def __enter__(self) -> Self:
         return self
@@ -89,14 +82,14 @@ class SqlStore:
 
     def close(self) -> None:
         """Let go of the database."""
-        self._engine.dispose()
+        self._database.close()
 
     # Runs
 
     def begin_run(self, run: RunRow) -> None:
         """See `Store`."""
         table = record.run
-        with self._write() as connection:
+        with self._database.write() as connection:
             known = connection.execute(
                 select(table.c.config_sha).where(table.c.run_id == run.run_id)
             ).scalar()
@@ -117,7 +110,7 @@ class SqlStore:
     def finish_run(self, run_id: str, state: str, finished_utc: str | None = None) -> None:
         """See `Store`."""
         table = record.run
-        with self._write() as connection:
+        with self._database.write() as connection:
             self._need_run(connection, run_id)
             connection.execute(
                 update(table)
@@ -128,61 +121,35 @@ class SqlStore:
     def runs(self) -> list[RunRow]:
         """See `Store`."""
         table = record.run
-        with self._read() as connection:
+        with self._database.read() as connection:
             found = connection.execute(select(table).order_by(table.c.started_utc, table.c.run_id))
             return [rows_sql.run_row(row) for row in found.mappings()]
 
     def run(self, run_id: str) -> RunRow:
         """See `Store`."""
         table = record.run
-        with self._read() as connection:
+        with self._database.read() as connection:
             self._need_run(connection, run_id)
             found = connection.execute(select(table).where(table.c.run_id == run_id))
             return rows_sql.run_row(found.mappings().one())
 
     def counts(self, run_id: str | None = None) -> dict[str, RunCounts]:
         """See `Store`."""
-        job, outcome = record.job, record.outcome
-
-        def number(condition: ColumnElement[bool], name: str) -> ColumnElement[int]:
-            return func.sum(case((condition, 1), else_=0)).label(name)
-
-        query = (
-            select(
-                record.run.c.run_id,
-                func.count(job.c.job_id).label("jobs"),
-                number(job.c.state == DONE, "done"),
-                number(job.c.state == RUNNING, "running"),
-                number(job.c.reused_from.is_not(None), "reused"),
-                number(outcome.c.status == rows_sql.MEASURED, "measured"),
-                number(outcome.c.status == rows_sql.FAILED, "failed"),
-                number(outcome.c.status == rows_sql.INCONCLUSIVE, "inconclusive"),
-            )
-            .select_from(record.run)
-            .outerjoin(job, job.c.run_id == record.run.c.run_id)
-            .outerjoin(outcome, outcome.c.job_id == _source_job())
-            .group_by(record.run.c.run_id)
-        )
-        if run_id is not None:
-            query = query.where(record.run.c.run_id == run_id)
-        with self._read() as connection:
-            return {
-                row.run_id: RunCounts(*(int(value) for value in row[1:]))
-                for row in connection.execute(query)
-            }
+        with self._database.read() as connection:
+            return queries.counts(connection, run_id)
 
     def put_note(self, run_id: str, key: str, value: object) -> None:
         """See `Store`."""
         raw = bytes(value) if isinstance(value, bytes | bytearray | memoryview) else None
-        text = None if raw is not None else canonical_json(value)
-        with self._write() as connection:
+        text = None if raw is not None else rows_sql.lenient_json(value)
+        with self._database.write() as connection:
             self._need_run(connection, run_id)
             _put(connection, record.note, {"run_id": run_id, "key": key}, json=text, blob=raw)
 
     def notes(self, run_id: str) -> dict[str, object]:
         """See `Store`."""
         table = record.note
-        with self._read() as connection:
+        with self._database.read() as connection:
             found = connection.execute(
                 select(table).where(table.c.run_id == run_id).order_by(table.c.key)
             )
@@ -198,14 +165,14 @@ class SqlStore:
     ) -> None:
         """See `Store`."""
         text = rows_sql.lenient_json(dict(facts or {}))
-        with self._write() as connection:
+        with self._database.write() as connection:
             _put(connection, record.board, {"board_id": board_id}, name=name, kind=kind, json=text)
 
     def put_candidate(self, candidate: CandidateRow, run_id: str | None = None) -> None:
         """See `Store`."""
         values = rows_sql.candidate_values(candidate)
         key = {"candidate_id": values.pop("candidate_id")}
-        with self._write() as connection:
+        with self._database.write() as connection:
             _put(connection, record.candidate, key, **values)
             if run_id is None:
                 return
@@ -222,7 +189,7 @@ class SqlStore:
         """See `Store`."""
         table = record.artifact
         key = {"sha256": artifact.sha256, "candidate_id": candidate_id}
-        with self._write() as connection:
+        with self._database.write() as connection:
             self._need(connection, record.candidate.c.candidate_id, candidate_id, "candidate")
             position = connection.execute(
                 select(table.c.position).filter_by(**key)
@@ -237,24 +204,13 @@ class SqlStore:
 
     def candidates(self, run_id: str | None = None) -> list[CandidateRow]:
         """See `Store`."""
-        table, link = record.candidate, record.run_candidate
-        query = select(table).order_by(table.c.name, table.c.seed, table.c.candidate_id)
-        if run_id is not None:
-            measured = (
-                select(record.artifact.c.candidate_id)
-                .join(record.job, record.job.c.artifact == record.artifact.c.sha256)
-                .where(record.job.c.run_id == run_id)
-            )
-            named = select(link.c.candidate_id).where(link.c.run_id == run_id)
-            query = query.where(table.c.candidate_id.in_(measured.union(named)))
-        with self._read() as connection:
-            found = connection.execute(query)
-            return [rows_sql.candidate_row(row) for row in found.mappings()]
+        with self._database.read() as connection:
+            return queries.candidates(connection, run_id)
 
     def candidate(self, candidate_id: str) -> CandidateRow:
         """See `Store`."""
         table = record.candidate
-        with self._read() as connection:
+        with self._database.read() as connection:
             self._need(connection, table.c.candidate_id, candidate_id, "candidate")
             found = connection.execute(select(table).where(table.c.candidate_id == candidate_id))
             return rows_sql.candidate_row(found.mappings().one())
@@ -263,7 +219,7 @@ class SqlStore:
         """See `Store`."""
         table = record.artifact
         query = select(table).where(table.c.candidate_id == candidate_id)
-        with self._read() as connection:
+        with self._database.read() as connection:
             found = connection.execute(query.order_by(table.c.position))
             return [rows_sql.artifact(row) for row in found.mappings()]
 
@@ -276,7 +232,7 @@ class SqlStore:
                 record.job.c.run_id == run_id, record.job.c.board_id.is_not(None)
             )
             query = query.where(table.c.board_id.in_(used))
-        with self._read() as connection:
+        with self._database.read() as connection:
             return [
                 BoardRow(row.board_id, row.name, row.kind, json.loads(row.json))
                 for row in connection.execute(query)
@@ -287,7 +243,7 @@ class SqlStore:
     def add_jobs(self, run_id: str, jobs: Sequence[JobRow]) -> None:
         """See `Store`."""
         table = record.job
-        with self._write() as connection:
+        with self._database.write() as connection:
             self._need_run(connection, run_id)
             owner: dict[str, str] = {}
             for ids in _chunks([job.job_id for job in jobs]):
@@ -310,13 +266,13 @@ class SqlStore:
         if state is not None:
             query = query.where(table.c.state == state)
         query = query.order_by(table.c.round, table.c.position, table.c.job_id)
-        with self._read() as connection:
+        with self._database.read() as connection:
             return [rows_sql.job_row(row) for row in connection.execute(query).mappings()]
 
     def start_job(self, job_id: str, board_id: str | None, epoch: int | None = None) -> int:
         """See `Store`."""
         table = record.job
-        with self._write() as connection:
+        with self._database.write() as connection:
             job = self._job(connection, job_id)
             if job.state == DONE:
                 raise DataError(f"job {job_id} is done", hint="plan a new job to measure again")
@@ -340,7 +296,7 @@ class SqlStore:
         """See `Store`."""
         inserts = rows_sql.outcome_inserts(job_id, outcome, started_utc, wall_s, accuracy)
         table = record.job
-        with self._write() as connection:
+        with self._database.write() as connection:
             job = self._job(connection, job_id)
             if job.state == DONE:
                 return False
@@ -366,13 +322,13 @@ class SqlStore:
         )
         if not_before_utc is not None:
             query = query.where(outcome.c.started_utc >= not_before_utc)
-        with self._read() as connection:
+        with self._database.read() as connection:
             return connection.execute(query).scalar_one_or_none()
 
     def reuse_outcome(self, job_id: str, from_job_id: str, board_id: str | None = None) -> None:
         """See `Store`."""
         table = record.job
-        with self._write() as connection:
+        with self._database.write() as connection:
             job = self._job(connection, job_id)
             source = self._job(connection, from_job_id)
             if job.state == DONE:
@@ -396,75 +352,17 @@ class SqlStore:
         with_samples: bool = True,
     ) -> list[OutcomeRow]:
         """See `Store`."""
-        job = record.job
-        where: list[ColumnElement[bool]] = []
-        if run_id is not None:
-            where.append(job.c.run_id == run_id)
-        if candidate_id is not None:
-            shas = select(record.artifact.c.sha256).where(
-                record.artifact.c.candidate_id == candidate_id
-            )
-            where.append(job.c.artifact.in_(shas))
-        if artifact is not None:
-            where.append(job.c.artifact == artifact)
-        if board is not None:
-            where.append((job.c.board_name == board) | (job.c.board_id == board))
-        if kind is not None:
-            where.append(job.c.kind == kind)
-
-        def fetch(table: Table, *order: ColumnElement[Any]) -> list[Mapping[str, Any]]:
-            """Return all rows of a table of outcomes, each under the job that asked for it."""
-            query: Select[Any] = (
-                select(job.c.job_id.label("asked"), *table.c)
-                .select_from(job)
-                .join(table, table.c.job_id == _source_job())
-                .where(*where)
-                .order_by(*order)
-            )
-            return [dict(row) for row in connection.execute(query).mappings()]
-
-        with self._read() as connection:
-            found = connection.execute(
-                select(job)
-                .where(job.c.state == DONE, *where)
-                .order_by(job.c.run_id, job.c.round, job.c.position, job.c.job_id)
-            )
-            jobs = [rows_sql.job_row(row) for row in found.mappings()]
-            parts = rows_sql.Parts(
-                outcome=fetch(record.outcome),
-                accuracy=fetch(record.accuracy),
-                agreement=fetch(record.agreement),
-                health=fetch(record.health, record.health.c.ordinal),
-                sample=fetch(record.sample, record.sample.c.ordinal) if with_samples else [],
-                logits=fetch(record.logits) if with_samples else [],
-            )
-        return rows_sql.assemble(jobs, parts)
-
-    # Transactions and their faults
-
-    @contextmanager
-    def _write(self) -> Iterator[Connection]:
-        with self._faults(), self._engine.execution_options(writes=True).begin() as connection:
-            yield connection
-
-    @contextmanager
-    def _read(self) -> Iterator[Connection]:
-        with self._faults(), self._engine.connect() as connection:
-            yield connection
-
-    @contextmanager
-    def _faults(self) -> Iterator[None]:
-        """Turn a database's errors into one line that says what to do."""
-        try:
-            yield
-        except DBAPIError as error:
-            raise _explain(self._name, str(error.orig)) from error
+        where = queries.outcome_filters(run_id, candidate_id, artifact, board, kind)
+        with self._database.read() as connection:
+            return queries.outcomes(connection, where, with_samples)
 
     def _job(self, connection: Connection, job_id: str) -> JobRow:
         table = record.job
         found = connection.execute(select(table).where(table.c.job_id == job_id)).mappings().first()
         if found is None:
-            raise DataError(f"{self._name} has no job {job_id!r}", hint="see `flatsat runs`")
+            raise DataError(
+                f"{self._database.name} has no job {job_id!r}", hint="see `flatsat runs`"
+            )
         return rows_sql.job_row(found)
 
     def _need_run(self, connection: Connection, run_id: str) -> None:
@@ -474,12 +372,9 @@ class SqlStore:
         self, connection: Connection, column: ColumnElement[str], value: str, noun: str
     ) -> None:
         if connection.execute(select(column).where(column == value)).first() is None:
-            raise DataError(f"{self._name} has no {noun} {value!r}", hint=f"see `flatsat {noun}s`")
-
-
-def _source_job() -> ColumnElement[str]:
-    """Return the job that really ran: another one where the outcome was reused."""
-    return func.coalesce(record.job.c.reused_from, record.job.c.job_id)
+            raise DataError(
+                f"{self._database.name} has no {noun} {value!r}", hint=f"see `flatsat {noun}s`"
+            )
 
 
 def _on_board(job: JobRow, board_id: str | None) -> dict[str, str]:
@@ -506,51 +401,3 @@ def _put(connection: Connection, table: Table, key: Mapping[str, object], **valu
 def _chunks(values: Sequence[str]) -> Iterator[Sequence[str]]:
     for start in range(0, len(values), _CHUNK):
         yield values[start : start + _CHUNK]
-
-
-def _explain(name: str, detail: str) -> FlatSatError:
-    """Return the error for what a database driver says."""
-    known: tuple[tuple[str, type[FlatSatError], str, str], ...] = (
-        ("not a database", DataError, "is not a database", "name another file for the record"),
-        (
-            "unable to open",
-            DataError,
-            "can't be opened",
-            "its folder must exist and let you write to it",
-        ),
-        (
-            "disk is full",
-            InfrastructureError,
-            "can't grow: the disk is full",
-            "free some space and resume; nothing recorded is lost",
-        ),
-        (
-            "readonly",
-            InfrastructureError,
-            "is read-only",
-            "give yourself the right to write to the file and its folder",
-        ),
-        (
-            "locked",
-            InfrastructureError,
-            f"stayed locked by another process for {record.BUSY_TIMEOUT_S} s",
-            "wait for it or end it, then resume",
-        ),
-        (
-            "disk I/O",
-            InfrastructureError,
-            "can't be read or written: the disk failed or is full",
-            "check the disk, then resume; nothing recorded is lost",
-        ),
-        ("malformed", InfrastructureError, "is damaged", "restore it from a copy"),
-        (
-            "FOREIGN KEY",
-            DataError,
-            "refers to a board, run or job that it doesn't hold",
-            "put that first",
-        ),
-    )
-    for sign, kind, what, hint in known:
-        if sign in detail:
-            return kind(f"record {name} {what}", hint=hint)
-    return InfrastructureError(f"record {name}: {' '.join(detail.split())}")
