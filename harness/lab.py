@@ -1,4 +1,4 @@
-"""The lab folder: where the record, the candidates, the data on their way to boards and runs are."""
+"""The lab folder: the record, the candidates, the tensors that boards are given, the runs."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from flatsat.canonical import sha256_file
 from flatsat.errors import InfrastructureError, UsageError
 
 if TYPE_CHECKING:
-    from flatsat.compressors.candidate import Candidate
-    from flatsat.reports.store import Store
     from flatsat.targets.board import Board
     from flatsat.targets.pool import LocalPool
+
+    from flatsat.compressors.candidate import Candidate
+    from flatsat.reports.store import Store
 
 DEFAULT_ROOT = "lab"
 ROOT_VARIABLE = "FLATSAT_LAB"

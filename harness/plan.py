@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from flatsat.canonical import sha256_json
@@ -42,7 +42,7 @@ class Settings:
     affinity: tuple[int, ...] = ()
     batch: int = 1
     axes: Mapping[str, int] | None = None
-    plan: MeasurePlan = MeasurePlan()
+    plan: MeasurePlan = field(default_factory=MeasurePlan)
     rounds: int = 5
     seed: int = 0
     comparison: str = "run"

@@ -66,7 +66,8 @@ def estimate(
 
     Args:
         evidence: what was measured.
-        quantity, statistic: as in a requirement.
+        quantity: as in a requirement.
+        statistic: one of that quantity.
         confidence: of each one-sided bound.
     """
     if quantity == "storage":

@@ -8,10 +8,13 @@ import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from flatsat.harness.flight.evidence import Estimate, Evidence
 from flatsat.harness.flight.requirements import BASE_UNITS, Mission
 from flatsat.harness.flight.verdict import Verdict, VerdictKind, exit_code
+
+if TYPE_CHECKING:
+    from flatsat.harness.flight.evidence import Estimate, Evidence
 
 COLUMNS = (
     "id",
@@ -217,4 +220,3 @@ def _margin(v: Verdict) -> str:
     if v.requirement.comparator in ("<=", "<"):
         return f"{100 * v.margin_achieved:.1f} %"
     return f"{100 * v.margin_achieved:+.2f} points"
-

@@ -5,13 +5,17 @@ The fields follow the practice of ECSS verification control and of NASA's GSFC-S
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from flatsat.errors import ConfigError
 from flatsat.harness.config import load_toml
+
+if TYPE_CHECKING:
+    import pint
 
 Phase = Literal["srr", "pdr", "cdr", "flight"]
 Category = Literal[
@@ -188,6 +192,13 @@ class Mission(_Strict):
         return self
 
 
+@functools.cache
+def _units() -> pint.UnitRegistry[float]:
+    import pint
+
+    return pint.UnitRegistry()
+
+
 def convert(value: float, unit: str, quantity: str, where: str) -> float:
     """Return `value` of `unit` in the base unit of `quantity`.
 
@@ -196,10 +207,9 @@ def convert(value: float, unit: str, quantity: str, where: str) -> float:
     """
     import pint
 
-    registry: pint.UnitRegistry[float] = pint.UnitRegistry(cache_folder=None)
     base = BASE_UNITS[quantity]
     try:
-        return float(registry.Quantity(value, unit).to(base).magnitude)
+        return float(_units().Quantity(value, unit).to(base).magnitude)
     except pint.UndefinedUnitError:
         raise ValueError(
             f"{where}: unit {unit!r} is unknown; {quantity} is given in, for example, "

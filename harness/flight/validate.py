@@ -119,14 +119,10 @@ def validate(
     }
     for path, text in paths.values():
         write_atomically(path, text.encode())
-    return Validation(
-        matrix, folder, paths["html"][0], paths["csv"][0], paths["json"][0]
-    )
+    return Validation(matrix, folder, paths["html"][0], paths["csv"][0], paths["json"][0])
 
 
-def gather(
-    rows: Sequence[OutcomeRow], artifact: Artifact, workload: str, board: str
-) -> Evidence:
+def gather(rows: Sequence[OutcomeRow], artifact: Artifact, workload: str, board: str) -> Evidence:
     """Return what the outcomes of one artifact on one board say."""
     latency: list[tuple[int, ...]] = []
     load: list[int] = []

@@ -5,9 +5,12 @@ from __future__ import annotations
 import datetime
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
 from flatsat.harness.flight.evidence import Estimate, Evidence, estimate
-from flatsat.harness.flight.requirements import Margin, Mission, MissionHead, Requirement
+
+if TYPE_CHECKING:
+    from flatsat.harness.flight.requirements import Margin, Mission, MissionHead, Requirement
 
 
 class VerdictKind(StrEnum):
