@@ -21,11 +21,11 @@ from flatsat.units import Clock, SystemClock
 
 if TYPE_CHECKING:
     import numpy as np
+    from flatsat.targets.board import Board, Session
+    from flatsat.targets.pool import Lease
 
     from flatsat.harness.lab import Lab
     from flatsat.reports.rows import Store
-    from flatsat.targets.board import Board, Session
-    from flatsat.targets.pool import Lease
 
 ATTEMPTS = 3
 """How often one job is tried when the board or its link is at fault."""

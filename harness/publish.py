@@ -9,6 +9,7 @@ from flatsat.errors import FlatSatError
 
 if TYPE_CHECKING:
     from flatsat.harness.lab import Lab
+    from flatsat.reports.model import MaskPicture
     from flatsat.reports.rows import Store
 
 
@@ -44,6 +45,30 @@ def quietly_mark(lab: Lab, store: Store, run_id: str, state: str) -> None:
         return
 
 
-def masks_of(lab: Lab, store: Store, run_id: str) -> dict[str, object]:
-    """Return the sparsity pictures of a run's candidates, where their folders hold one."""
-    raise NotImplementedError
+def masks_of(lab: Lab, store: Store, run_id: str) -> dict[str, MaskPicture]:
+    """Return the sparsity picture of each pruned candidate's first dense layer.
+
+    A candidate whose folder is gone or was changed has none: its measurements stand all the same.
+    """
+    import numpy as np
+
+    from flatsat.compressors.candidate import load_candidate
+    from flatsat.datasets.workload import parse_ref
+    from flatsat.reports.model import MaskPicture
+
+    pictures: dict[str, MaskPicture] = {}
+    for row in store.candidates(run_id):
+        try:
+            masks = load_candidate(lab.candidates_dir / row.candidate_id).masks()
+        except FlatSatError:
+            continue
+        dense = next(((name, m) for name, m in masks.items() if m.ndim == 2), None)
+        if dense is None:
+            continue
+        name, mask = dense
+        rows, cols = (int(n) for n in mask.shape)
+        height, width = parse_ref(row.workload)[0].input.shape[-2:]
+        image = (int(height), int(width)) if int(height) * int(width) == cols else None
+        packed = np.packbits(mask).tobytes()
+        pictures[row.candidate_id] = MaskPicture(name, rows, cols, packed, image)
+    return pictures

@@ -24,8 +24,9 @@ from flatsat.reports.rows import CandidateRow, RunRow
 from flatsat.units import Clock, SystemClock
 
 if TYPE_CHECKING:
-    from flatsat.compressors.candidate import Candidate
     from flatsat.compressors.recipe import RecipeSpec
+
+    from flatsat.compressors.candidate import Candidate
     from flatsat.harness.lab import Lab
     from flatsat.reports.rows import OutcomeRow, Store
 
@@ -101,9 +102,7 @@ def begin_run(
     return run_id
 
 
-def end_run(
-    lab: Lab, store: Store, run_id: str, state: str, *, clock: Clock | None = None
-) -> Path:
+def end_run(lab: Lab, store: Store, run_id: str, state: str, *, clock: Clock | None = None) -> Path:
     """Record how a run ended and write its pages; return the report's path."""
     store.finish_run(run_id, state, (clock or SystemClock()).utc())
     return publish.report(lab, store, run_id)
@@ -221,8 +220,9 @@ def build_all(
     Returns:
         The candidates in the order of the recipes, and for each that couldn't be built why.
     """
-    from flatsat.compressors.candidate import load_candidate
     from flatsat.compressors.recipe import build, find_built
+
+    from flatsat.compressors.candidate import load_candidate
 
     wanted = [(spec, seed) for spec in recipes for seed in spec.seeds]
     folders: dict[int, Path] = {}
@@ -390,6 +390,11 @@ def candidate_row(candidate: Candidate) -> CandidateRow:
         layers=candidate.layers,
         recipe=candidate.recipe,
     )
+
+
+def config_sha(config: RunConfig) -> str:
+    """Return the hash under which runs of this configuration are recorded."""
+    return sha256_bytes(canonical_json(_config_json(config)).encode())
 
 
 def _config_json(config: RunConfig) -> dict[str, object]:
