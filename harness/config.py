@@ -19,11 +19,10 @@ from flatsat.harness.config_toml import (
     KeyPath,
     TomlDocument,
     TomlModel,
-    choice_error,
     load_toml,
-    nearest,
     read_toml,
 )
+from flatsat.harness.names import choice_error
 from flatsat.jobspec import MeasurePlan
 
 if TYPE_CHECKING:
@@ -40,12 +39,10 @@ __all__ = [
     "RunFile",
     "TomlDocument",
     "TomlModel",
-    "choice_error",
     "load_lab_boards",
     "load_recipes",
     "load_run",
     "load_toml",
-    "nearest",
     "read_toml",
 ]
 

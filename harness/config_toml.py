@@ -5,10 +5,9 @@ Every fault of a file becomes one `ConfigError` that names file, line, key and n
 
 from __future__ import annotations
 
-import difflib
 import re
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from flatsat.errors import ConfigError
+from flatsat.harness.names import nearest
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
@@ -45,22 +45,6 @@ class TomlModel(BaseModel):
     """What a table of a configuration file may hold: nothing else, and it never changes."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-def nearest(name: str, known: Iterable[str]) -> str | None:
-    """Return the name in `known` that `name` was probably meant to be, or None."""
-    folded = {candidate.casefold().replace("_", "-"): candidate for candidate in known}
-    wanted = name.casefold().replace("_", "-")
-    close = difflib.get_close_matches(wanted, folded, n=1, cutoff=0.6)
-    return folded[close[0]] if close else None
-
-
-def choice_error(what: str, name: str, known: Sequence[str]) -> tuple[str, str | None]:
-    """Return message and hint for a name that isn't among the `known` ones."""
-    near = nearest(name, known)
-    if near is not None:
-        return f"unknown {what} {name!r}; did you mean {near!r}?", None
-    return f"unknown {what} {name!r}", f"known: {', '.join(known)}" if known else "none is known"
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,165 @@
+"""`flatsat workloads` and `flatsat compressors`: what there is to work with."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from flatsat.harness.cli.completion import complete_steps
+from flatsat.harness.cli.examples import add_verb
+from flatsat.harness.cli.session import JsonFlag, out, print_json
+from flatsat.harness.cli.style import cell, count, facts_table, make_table, percent
+from flatsat.harness.console import duration, printable
+
+compressors = typer.Typer(
+    help="The techniques that recipes are made of.", no_args_is_help=True, rich_markup_mode="rich"
+)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verbs of this module to the command line."""
+    add_verb(
+        app,
+        "workloads",
+        workloads,
+        "flatsat workloads",
+        "flatsat workloads --json",
+        panel="What there is",
+    )
+    add_verb(compressors, "list", list_compressors, "flatsat compressors list")
+    add_verb(
+        compressors,
+        "show",
+        show_compressor,
+        "flatsat compressors show magnitude-prune",
+        bare_is_help=True,
+    )
+    app.add_typer(compressors, name="compressors", rich_help_panel="What there is")
+
+
+def workloads(as_json: JsonFlag = False) -> int:
+    """List the workloads: splits, metric, reference networks with accuracy and time to train."""
+    from flatsat.datasets.summary import workload_summary
+
+    from flatsat.datasets.workload import workload_names
+
+    rows = [_workload(workload_summary(name)) for name in workload_names()]
+    if as_json:
+        print_json({"schema": "flatsat.workloads/1", "workloads": rows})
+        return 0
+    console = out()
+    for row in rows:
+        console.print(f"[bold]{row['name']}[/]  {printable(row['title'])}")
+        splits = ", ".join(f"{name} {size:,}" for name, size in row["splits"].items())
+        console.print(f"  [dim]splits[/] {splits}   [dim]metric[/] {row['metric']}")
+        if row["missing"]:
+            console.print(f"  [yellow]{printable(row['missing'])}[/]")
+        table = make_table(
+            "network",
+            "parameters",
+            "MACs",
+            "reference",
+            "to train",
+            right=("parameters", "MACs", "reference", "to train"),
+        )
+        for network in row["networks"]:
+            trained = network["train_s"] is not None
+            table.add_row(
+                cell(f"{row['name']}/{network['name']}", "cyan"),
+                count(network["params"]),
+                count(network["macs"]),
+                percent(network["accuracy_validation"]) if trained else "not trained yet",
+                duration(network["train_s"]) if trained else "",
+            )
+        console.print(table)
+    console.print(
+        "[dim]reference: accuracy on the validation split of the network trained with seed 0[/]"
+    )
+    return 0
+
+
+def _workload(summary: Any) -> dict[str, Any]:
+    raise NotImplementedError
+
+
+def list_compressors(as_json: JsonFlag = False) -> int:
+    """List the steps that a recipe may use."""
+    from flatsat.compressors.registry import entry, step_names
+
+    entries = [entry(name) for name in step_names()]
+    if as_json:
+        rows = [{"name": e.name, "kind": e.kind, "summary": e.summary} for e in entries]
+        print_json({"schema": "flatsat.compressors/1", "compressors": rows})
+        return 0
+    table = make_table("name", "kind", "what it does")
+    for found in entries:
+        table.add_row(cell(found.name, "cyan"), found.kind, cell(found.summary))
+    out().print(table)
+    return 0
+
+
+def show_compressor(
+    name: Annotated[str, typer.Argument(autocompletion=complete_steps, help="Name of the step.")],
+    as_json: JsonFlag = False,
+) -> int:
+    """Show a step: what it does, by which equations, and its parameters."""
+    from flatsat.compressors.registry import describe, entry
+
+    entry(name)  # A misspelt name is told before the step's libraries are loaded.
+    described = describe(name)
+    if as_json:
+        print_json(
+            {
+                "schema": "flatsat.compressor/1",
+                "name": described.entry.name,
+                "kind": described.entry.kind,
+                "summary": described.entry.summary,
+                "text": described.text,
+                "parameters": described.schema,
+            }
+        )
+        return 0
+    console = out()
+    console.print(f"[bold cyan]{name}[/]  [dim]{described.entry.kind}[/]\n")
+    console.print(described.text, markup=False)
+    parameters = described.schema.get("properties", {})
+    required = described.schema.get("required", [])
+    if parameters:
+        table = make_table("parameter", "type", "default", "meaning")
+        for key, schema in parameters.items():
+            table.add_row(
+                cell(key, "cyan"),
+                cell(_type(schema)),
+                cell("required" if key in required else _default(schema)),
+                cell(schema.get("description", "")),
+            )
+        console.print()
+        console.print(table)
+    else:
+        console.print(facts_table([("parameters", "none")]))
+    return 0
+
+
+def _type(schema: dict[str, Any]) -> str:
+    """Return a JSON schema's type in a word or two."""
+    if "anyOf" in schema:
+        return " or ".join(
+            _type(member) for member in schema["anyOf"] if member != {"type": "null"}
+        )
+    if "enum" in schema:
+        return " or ".join(str(value) for value in schema["enum"])
+    if "const" in schema:
+        return str(schema["const"])
+    names = {"integer": "whole number", "boolean": "true or false", "string": "text"}
+    kind = str(schema.get("type", "table"))
+    if kind == "array" and isinstance(schema.get("items"), dict):
+        return f"array of {_type(schema['items'])}"
+    return {"object": "table", **names}.get(kind, kind)
+
+
+def _default(schema: dict[str, Any]) -> str:
+    value = schema.get("default")
+    if value is None:
+        return "none"
+    return str(value).lower() if isinstance(value, bool) else str(value)

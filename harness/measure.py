@@ -1,0 +1,459 @@
+"""Measure one model on one board: any ONNX file, or a candidate of the lab.
+
+The measurement is an ordinary run of one candidate: its raw samples are in the record, and
+`flatsat report` shows it like any other.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from flatsat.errors import ModelError, UsageError
+from flatsat.harness import measure_json, publish
+from flatsat.harness.names import choice_error
+from flatsat.harness.plan import Settings
+from flatsat.harness.run import begin_run, measure_candidates
+from flatsat.jobspec import JobKind, MeasurePlan
+from flatsat.outcome import AgreementResult, Failed, Fault, Health, Inconclusive, Measured, Owner
+from flatsat.progress import NoProgress, Progress
+from flatsat.units import SystemClock
+
+if TYPE_CHECKING:
+    from flatsat.artifact import Artifact
+    from flatsat.compressors.candidate import Candidate
+    from flatsat.harness.lab import Lab
+    from flatsat.outcome import Samples
+    from flatsat.reports.rows import BoardRow, OutcomeRow
+    from flatsat.tensors import TensorSpec
+
+PLAN = MeasurePlan(processes=5, min_inferences=140, min_s=0.5)
+"""Five processes, and samples enough for a 99th percentile."""
+REFUSED = ("unsupported", "invalid-model")
+"""Codes of faults that say of the file, not of a run of it, that the runtime doesn't take it."""
+
+
+@dataclass(frozen=True)
+class MeasureRequest:
+    """What is measured, where and how.
+
+    Attributes:
+        model: an ONNX file; or a candidate's folder, identifier, start of one, or name.
+        board: name.
+        role: of the artifact, where a candidate has several; None takes all.
+        runtime, threads, affinity: see `JobSpec`.
+        batch: length of a first axis that counts examples and is open.
+        axes: lengths of other open axes by name, or by "INPUT:POSITION".
+        plan: how to measure.
+    """
+
+    model: str
+    board: str = "host"
+    role: str | None = None
+    runtime: str = "onnxruntime"
+    threads: int = 1
+    affinity: tuple[int, ...] = ()
+    batch: int = 1
+    axes: Mapping[str, int] = field(default_factory=dict)
+    plan: MeasurePlan = PLAN
+
+
+@dataclass(frozen=True)
+class LatencySummary:
+    """Latency of one inference in nanoseconds, over all processes; warm-up never counts.
+
+    Attributes:
+        clock: "wall" or "virtual".
+        n: counted inferences.
+        processes: fresh processes.
+        min, mean: over all samples.
+        p10, p50, p90, p99: None where there are too few samples for the percentile.
+        p10_ci, p50_ci, p90_ci, p99_ci: 95 % by hierarchical bootstrap over processes, or None.
+        steady: processes that reached the steady state; None where it wasn't asked for.
+        warmup: fewest and most uncounted inferences of a process.
+        load_ns: median time to load the model, or None.
+    """
+
+    clock: Literal["wall", "virtual"]
+    n: int
+    processes: int
+    min: int
+    mean: float
+    p10: float | None
+    p50: float | None
+    p90: float | None
+    p99: float | None
+    p10_ci: tuple[float, float] | None = None
+    p50_ci: tuple[float, float] | None = None
+    p90_ci: tuple[float, float] | None = None
+    p99_ci: tuple[float, float] | None = None
+    steady: int | None = None
+    warmup: tuple[int, int] | None = None
+    load_ns: float | None = None
+
+
+@dataclass(frozen=True)
+class MemorySummary:
+    """Peak resident bytes: the highest of the processes; `model_file` is the file's size."""
+
+    method: str
+    peak_rss: int
+    model_file: int
+
+
+@dataclass(frozen=True)
+class MeasureResult:
+    """What became of one artifact on one board.
+
+    Attributes:
+        status: "measured", "failed" or "inconclusive".
+        fault: why there is no value; None when measured.
+        name: what people call the model.
+        artifact: the model file.
+        board: name; `board_id` and `board_kind` are None where it was never reached.
+        latency_ns, memory_bytes, agreement: None where there is no value.
+        health: of the board, before and after each job.
+        environment: facts of board and runtime.
+        cores: of the board, None where not told.
+        samples: raw values, in order.
+        run_id: where the record keeps it all.
+    """
+
+    status: Literal["measured", "failed", "inconclusive"]
+    fault: Fault | None
+    name: str
+    artifact: Artifact
+    board: str
+    board_id: str | None
+    board_kind: str | None
+    runtime: str
+    threads: int
+    batch: int
+    latency_ns: LatencySummary | None
+    memory_bytes: MemorySummary | None
+    agreement: AgreementResult | None
+    health: tuple[Health, ...]
+    environment: Mapping[str, object]
+    cores: int | None
+    samples: tuple[Samples, ...]
+    run_id: str
+
+    @property
+    def busiest_load(self) -> float | None:
+        """Highest one-minute load of the board beside the measurement, None where not told."""
+        return max((h.load1 for h in self.health if h.load1 is not None), default=None)
+
+    @property
+    def crowded(self) -> bool:
+        """More processes wanted to run than there are cores: no timing holds then."""
+        load = self.busiest_load
+        return load is not None and self.cores is not None and load > self.cores
+
+    @property
+    def exit_code(self) -> int:
+        """0 measured, 1 the model failed, 2 can't be run as asked, 3 board, 4 inconclusive.
+
+        A file that the runtime refuses to load, such as one of a newer opset, is 2.
+        """
+        if self.fault is None:
+            return 0
+        if self.status == "inconclusive":
+            return 4
+        if self.fault.code in REFUSED:
+            return 2
+        return {Owner.CANDIDATE: 1, Owner.CONFIG: 2}.get(self.fault.owner, 3)
+
+    def to_json(self) -> dict[str, object]:
+        """Return one entry of "outcomes" in a flatsat.measure/1 document."""
+        latency = self.latency_ns
+        return {
+            "job": "latency",
+            "status": self.status,
+            "fault": None
+            if self.fault is None
+            else {**asdict(self.fault), "owner": self.fault.owner.value},
+            "artifact": {
+                "sha256": self.artifact.sha256,
+                "format": self.artifact.format,
+                "bytes": self.artifact.size_bytes,
+            },
+            "board": {"name": self.board, "id": self.board_id, "kind": self.board_kind},
+            "runtime": self.runtime,
+            "threads": self.threads,
+            "latency_ns": None
+            if latency is None
+            else {
+                "clock": latency.clock,
+                "n": latency.n,
+                "processes": latency.processes,
+                "min": latency.min,
+                "mean": latency.mean,
+                "p10": _whole(latency.p10),
+                "p50": _whole(latency.p50),
+                "p50_ci": latency.p50_ci and [round(bound) for bound in latency.p50_ci],
+                "p90": _whole(latency.p90),
+                "p99": _whole(latency.p99),
+            },
+            "memory_bytes": None if self.memory_bytes is None else asdict(self.memory_bytes),
+            "energy_j": None,
+            "agreement": None if self.agreement is None else asdict(self.agreement),
+        }
+
+
+def document(results: Sequence[MeasureResult]) -> dict[str, object]:
+    """Return the flatsat.measure/1 document of some results, checked against its model."""
+    value = {"schema": measure_json.SCHEMA, "outcomes": [result.to_json() for result in results]}
+    checked = measure_json.MeasureDocument.model_validate(value)
+    return checked.model_dump(mode="json", by_alias=True)
+
+
+def exit_code(results: Sequence[MeasureResult]) -> int:
+    """Return the gravest exit code: 2, then 1, 3, 4, 0."""
+    codes = {result.exit_code for result in results}
+    return next((code for code in (2, 1, 3, 4) if code in codes), 0)
+
+
+def measure_model(
+    lab: Lab, request: MeasureRequest, *, progress: Progress | None = None
+) -> tuple[MeasureResult, ...]:
+    """Measure a model; what it does on the board becomes a result, not an error.
+
+    An ONNX file that FlatSat did not make is imported into the lab first.
+
+    Returns:
+        One result an artifact.
+
+    Raises:
+        ModelError: the file is corrupt or no ONNX, or an open axis has no length.
+        UsageError: no such file, candidate, board, axis or role; or the lab can't be written.
+        InfrastructureError: the record can't be written, or the board can't be reached.
+    """
+    progress = progress or NoProgress()
+    lab.prepare()
+    lab.board(request.board)
+    candidate, name = resolve_model(lab, request.model)
+    artifacts = _artifacts(candidate, request.role)
+    axes = open_axes(artifacts, request.batch, request.axes)
+    settings = Settings(
+        kinds=(JobKind.LATENCY,),
+        runtimes=(request.runtime,),
+        threads=(request.threads,),
+        affinity=request.affinity,
+        batch=request.batch,
+        axes=axes,
+        plan=request.plan,
+        rounds=1,
+        comparison="measure",
+    )
+    store = lab.store()
+    config = {**asdict(request), "model": name, "candidate_id": candidate.candidate_id}
+    run_id = begin_run(lab, store, kind="measure", config=config, seed=0)
+    try:
+        store.put_note(run_id, "title", f"measure {name} on {request.board}")
+        rows = measure_candidates(
+            lab,
+            run_id,
+            [candidate],
+            boards=[request.board],
+            settings=settings,
+            progress=progress,
+        )
+    except BaseException:
+        publish.quietly_mark(lab, store, run_id, "interrupted")
+        raise
+    store.finish_run(run_id, "done", SystemClock().utc())
+    publish.status(lab, store, run_id)
+    boards = {board.board_id: board for board in store.boards(run_id)}
+    wanted = {artifact.sha256: artifact for artifact in artifacts}
+    return tuple(
+        summarise(row, wanted[row.job.artifact], name, boards.get(row.board_id or ""), run_id)
+        for row in rows
+        if row.job.artifact in wanted
+    )
+
+
+def resolve_model(lab: Lab, model: str) -> tuple[Candidate, str]:
+    """Return the candidate that `model` means, importing an ONNX file; and its name for people.
+
+    Raises:
+        UsageError: there is neither such a file nor such a candidate.
+        ModelError: the file can't be read as ONNX.
+    """
+    path = Path(model)
+    if path.is_dir() and (path / "candidate.json").is_file():
+        candidate = lab.candidate(model)
+        return candidate, candidate.name
+    if path.exists():
+        return _import(lab, path), path.name
+    if path.suffix == ".onnx" or os.sep in model:
+        raise UsageError(f"no such file: {path}", hint=_similar(path))
+    candidate = lab.candidate(model)
+    return candidate, candidate.name
+
+
+def open_axes(artifacts: Sequence[Artifact], batch: int, axes: Mapping[str, int]) -> dict[str, int]:
+    """Return the lengths that a board must be told for the open axes of the artifacts' inputs.
+
+    An axis goes by its name in the file; one without a name by "INPUT:POSITION". A first axis
+    that counts examples (by its name, or by having none) takes `batch` unless `axes` says more.
+
+    Raises:
+        ModelError: an open axis has no length; the message names it.
+        UsageError: a length was given for an axis that there isn't.
+    """
+    from flatsat.targets.agent.inputs import TensorInfo, is_batch_axis
+
+    inputs = [spec for artifact in artifacts for spec in artifact.inputs]
+    named: dict[str, str] = {}
+    known: dict[str, int] = {}
+    for spec in inputs:
+        for position, axis in enumerate(spec.shape):
+            if isinstance(axis, int):
+                continue
+            nameless = axis == f"{spec.name}_axis{position}"
+            key = f"{spec.name}:{position}" if nameless else axis
+            named |= {axis: key, key: key}
+            told = TensorInfo(spec.name, spec.dtype, ("" if nameless else axis,))
+            if position == 0 and is_batch_axis(told):
+                known[axis] = batch
+    for name, length in axes.items():
+        if name not in named:
+            message, hint = choice_error("axis", name, sorted(set(named.values())))
+            if not named:
+                hint = "every axis of this model has a fixed length"
+            raise UsageError(f"--axis: {message}", hint=hint)
+        known |= {axis: length for axis, key in named.items() if key == named[name]}
+    for spec in inputs:
+        missing = [a for a in spec.shape if isinstance(a, str) and a not in known]
+        if missing:
+            options = " ".join(f"--axis {named[axis]}=N" for axis in dict.fromkeys(missing))
+            raise ModelError(
+                f"input {spec.name!r} of shape {_shape(spec)}: "
+                f"axis {named[missing[0]]!r} has no fixed length",
+                hint=f"give it: {options}",
+            )
+    return {named[name]: length for name, length in axes.items()}
+
+
+def _shape(spec: TensorSpec) -> str:
+    return f"({', '.join(str(axis) for axis in spec.shape)})"
+
+
+def summarise(
+    row: OutcomeRow, artifact: Artifact, name: str, board: BoardRow | None, run_id: str
+) -> MeasureResult:
+    """Return what one latency job says."""
+    outcome, spec = row.outcome, row.job.spec
+    fault: Fault | None = None
+    status: Literal["measured", "failed", "inconclusive"] = "measured"
+    if isinstance(outcome, Failed):
+        status, fault = "failed", outcome.fault
+    elif isinstance(outcome, Inconclusive):
+        status = "inconclusive"
+        fault = Fault(Owner.HARNESS, transient=True, code="inconclusive", message=outcome.why)
+    samples = () if isinstance(outcome, Failed) else outcome.samples
+    measured = isinstance(outcome, Measured)
+    facts = {} if board is None else dict(board.facts)
+    environment = outcome.evidence.get("environment")
+    return MeasureResult(
+        status=status,
+        fault=fault,
+        name=name,
+        artifact=artifact,
+        board=row.job.board_name,
+        board_id=row.board_id,
+        board_kind=None if board is None else board.kind,
+        runtime=spec.runtime,
+        threads=spec.threads,
+        batch=spec.batch,
+        latency_ns=_latency(samples, outcome.evidence) if measured else None,
+        memory_bytes=_memory(samples, artifact) if measured else None,
+        agreement=outcome.agreement if isinstance(outcome, Measured) else None,
+        health=outcome.health,
+        environment={**facts, **(environment if isinstance(environment, Mapping) else {})},
+        cores=_cores(facts),
+        samples=samples,
+        run_id=run_id,
+    )
+
+
+def _latency(samples: Sequence[Samples], evidence: Mapping[str, object]) -> LatencySummary | None:
+    from flatsat.reports import stats
+
+    counted = [s for s in samples if s.quantity == "latency_ns" and s.warm]
+    groups = [s.values for s in counted if s.values]
+    if not groups:
+        return None
+    values = [value for group in groups for value in group]
+    clock: Literal["wall", "virtual"] = "virtual" if counted[0].kind == "virtual" else "wall"
+    found = {f"p{q}": stats.latency_percentile(groups, q) for q in (10, 50, 90, 99)}
+    loads = sorted(v for s in samples if s.quantity == "load_ns" for v in s.values)
+    processes = _processes(evidence)
+    told = [p["steady"] for p in processes if isinstance(p.get("steady"), bool)]
+    warmups = [int(str(p["warmup_n"])) for p in processes if "warmup_n" in p]
+    return LatencySummary(
+        clock=clock,
+        n=len(values),
+        processes=len(groups),
+        min=min(values),
+        mean=sum(values) / len(values),
+        **{name: estimate.value for name, estimate in found.items()},
+        **{f"{name}_ci": estimate.interval for name, estimate in found.items()},
+        steady=sum(told) if told else None,
+        warmup=(min(warmups), max(warmups)) if warmups else None,
+        load_ns=float(loads[len(loads) // 2]) if loads else None,
+    )
+
+
+def _memory(samples: Sequence[Samples], artifact: Artifact) -> MemorySummary | None:
+    peaks = [(v, s.kind) for s in samples if s.quantity == "rss_bytes" for v in s.values]
+    preferred = [p for p in peaks if p[1] == "ru_maxrss"] or peaks
+    if not preferred:
+        return None
+    peak, method = max(preferred)
+    return MemorySummary(method, peak, artifact.size_bytes)
+
+
+def _processes(evidence: Mapping[str, object]) -> list[Mapping[str, object]]:
+    told = evidence.get("processes")
+    return [p for p in told if isinstance(p, Mapping)] if isinstance(told, Sequence) else []
+
+
+def _cores(facts: Mapping[str, object]) -> int | None:
+    for key in ("cores", "cpus", "cpu_count"):
+        value = facts.get(key)
+        if isinstance(value, int):
+            return value
+    return None
+
+
+def _artifacts(candidate: Candidate, role: str | None) -> list[Artifact]:
+    fitting = [a for a in candidate.artifacts if role in (None, a.role)]
+    if not fitting:
+        roles = [a.role for a in candidate.artifacts]
+        message, hint = choice_error(f"role of {candidate.name}", str(role), roles)
+        raise UsageError(message, hint=hint)
+    return fitting
+
+
+def _import(lab: Lab, path: Path) -> Candidate:
+    from flatsat.compressors.candidate import import_model
+
+    return import_model(path, None, lab.candidates_dir)
+
+
+def _similar(path: Path) -> str | None:
+    from flatsat.harness.names import nearest
+
+    try:
+        near = nearest(path.name, [entry.name for entry in path.parent.iterdir()])
+    except OSError:
+        return f"there is no folder {path.parent} either"
+    return None if near is None else f"did you mean {path.parent / near}?"
+
+
+def _whole(value: float | None) -> int | None:
+    return None if value is None else round(value)
