@@ -7,11 +7,15 @@ biases, batch norm, pooling and activations count none, as in the papers.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
+from itertools import pairwise
+from typing import TYPE_CHECKING
 
 from flatsat.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
 
 LENET300_HIDDEN = (300, 100)
 LENET5_CHANNELS = (20, 50)
@@ -123,9 +127,10 @@ def cost(network: str, *, classes: int, input_shape: Shape, width: float = 1.0) 
 def width_for_macs(network: str, macs: float, *, classes: int, input_shape: Shape) -> float:
     """Return the width whose network comes nearest to `macs` from below (or equals it).
 
-    MACs never fall as the width grows, so bisection finds the step; the result is the middle of
-    the interval of widths that make this very network. Where even the narrowest network (one
-    channel everywhere) has more MACs than asked, that one's width is returned.
+    MACs never fall as the width grows, so bisection finds the step. Of all widths that make this
+    very network the one with the fewest decimals is returned: 1.0 for the full network's MACs.
+    Where even the narrowest network (one channel everywhere) has more MACs than asked, a width
+    of that one is returned.
 
     Raises:
         UsageError: an unknown network, or `macs` is not positive.
@@ -145,7 +150,8 @@ def width_for_macs(network: str, macs: float, *, classes: int, input_shape: Shap
     upper = _step(low, high, lambda width: at(width) > macs)
     best = at(upper - _STEP)
     lower = _step(low, upper, lambda width: at(width) >= best)
-    return (lower + upper) / 2
+    rounded = (math.ceil(lower * 10**digits) / 10**digits for digits in range(7))
+    return next((width for width in rounded if at(width) == best), lower)
 
 
 _STEP = 1e-7
@@ -171,7 +177,7 @@ def _after(side: int, kernel: int, stride: int = 1, padding: int = 0) -> int:
 
 def _lenet300(shape: Shape, classes: int, width: float) -> Iterator[Layer]:
     units = [math.prod(shape), *(scaled(n, width) for n in LENET300_HIDDEN), classes]
-    for inputs, outputs in zip(units, units[1:], strict=False):
+    for inputs, outputs in pairwise(units):
         yield Layer(inputs, outputs)
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 from flatsat.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 def default_cache_dir() -> Path:

@@ -6,6 +6,7 @@ kept as `.npz` in the cache.
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import io
 import zipfile
@@ -85,10 +86,8 @@ def read_digits(source: Path, cache_dir: Path) -> LabelledImages:
     def write(stream: IO[bytes]) -> None:
         np.savez_compressed(stream, pixels=images.pixels, labels=images.labels)
 
-    try:
+    with contextlib.suppress(UsageError):  # The copy only saves time.
         write_atomically(cached, write)
-    except UsageError:
-        pass  # The copy only saves time.
     return images
 
 

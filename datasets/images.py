@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING
 
 from flatsat.datasets.idx import read_idx
 from flatsat.errors import DataError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +32,8 @@ def read_pair(images: Path, labels: Path, *, side: int, classes: int) -> Labelle
     """Read an IDX file of images and the one of its labels.
 
     Args:
-        images, labels: the files.
+        images: the file of the images.
+        labels: the file of their labels.
         side: height and width that the images must have, in pixels.
         classes: labels must lie in 0..classes-1.
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from flatsat.datasets.images import source_folder
 from flatsat.datasets.official import official_splits
-from flatsat.datasets.splits import Splits
+
+if TYPE_CHECKING:
+    from flatsat.datasets.splits import Splits
 
 HINT = (
     "give the folder of MNIST's four IDX files (train-*, t10k-*) as the path, "

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from functools import partial
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from flatsat.datasets.images import read_official_set
 from flatsat.datasets.splits import Split, Splits, preprocess, stratified
 from flatsat.errors import DataError
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def official_splits(name: str, folder: Path, *, hint: str) -> Splits:

@@ -6,10 +6,8 @@ import io
 import json
 import math
 import time
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from filelock import FileLock, Timeout
@@ -19,10 +17,15 @@ from flatsat.canonical import canonical_json, sha256_json
 from flatsat.datasets.cache import default_cache_dir, make_folder, write_atomically
 from flatsat.datasets.fit import FitStats, evaluate, fit
 from flatsat.datasets.nets import build
-from flatsat.datasets.workload import Workload
 from flatsat.errors import InfrastructureError
 from flatsat.progress import NoProgress, Progress
 from flatsat.seeds import integer_seed
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from flatsat.datasets.workload import Workload
 
 __all__ = ["Reference", "default_cache_dir", "reference"]
 

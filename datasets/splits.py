@@ -13,16 +13,21 @@ border of a digit stays exactly zero, which zero-point quantisation represents w
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
-from flatsat.datasets.images import LabelledImages
 from flatsat.errors import DataError, FlatSatError
 from flatsat.seeds import generator
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from flatsat.datasets.images import LabelledImages
 
 SPLIT_SEED = 0
 

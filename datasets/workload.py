@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
-from pathlib import Path
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 from flatsat.datasets.architectures import Cost, cost, network_names, require_network
 from flatsat.datasets.cache import default_cache_dir
@@ -17,6 +16,10 @@ from flatsat.datasets.mnist import mnist_splits
 from flatsat.datasets.splits import Split, Splits, TestSplitClosedError
 from flatsat.errors import UsageError
 from flatsat.tensors import TensorSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
 
 __all__ = [
     "Split",
@@ -136,13 +139,13 @@ _MINI_SIZES = (("train", 3000), ("calibration", 500), ("validation", 500), ("tes
 _FULL_SIZES = (("train", 54000), ("calibration", 1000), ("validation", 5000), ("test", 10000))
 _MINI_TRAINING = (
     ("lenet300", TrainSettings(epochs=20, lr=0.1)),
-    ("lenet5", TrainSettings(epochs=10, lr=0.05)),
+    ("lenet5", TrainSettings(epochs=12, lr=0.02)),
     ("resnet20", TrainSettings(epochs=8, lr=0.1)),
     ("mobilenet-small", TrainSettings(epochs=15, lr=0.1)),
 )
 _FULL_TRAINING = (
     ("lenet300", TrainSettings(epochs=15, lr=0.1, batch=128)),
-    ("lenet5", TrainSettings(epochs=15, lr=0.05, batch=128)),
+    ("lenet5", TrainSettings(epochs=15, lr=0.03, batch=128)),
     ("resnet20", TrainSettings(epochs=15, lr=0.1, batch=128)),
     ("mobilenet-small", TrainSettings(epochs=15, lr=0.1, batch=128)),
 )

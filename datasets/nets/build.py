@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -12,6 +12,9 @@ from flatsat.datasets.architectures import Shape, cost
 from flatsat.datasets.nets.lenet import lenet5, lenet300
 from flatsat.datasets.nets.mobilenet import mobilenet_small
 from flatsat.datasets.nets.resnet import resnet20
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _BUILDERS: dict[str, Callable[[Shape, int, float], nn.Module]] = {
     "lenet300": lenet300,
