@@ -7,7 +7,7 @@ that file.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -21,6 +21,7 @@ from flatsat.harness.config_toml import (
     TomlModel,
     load_toml,
     read_toml,
+    table_name,
 )
 from flatsat.harness.names import choice_error
 from flatsat.jobspec import MeasurePlan
@@ -34,7 +35,6 @@ __all__ = [
     "Matrix",
     "Plan",
     "RecipeFile",
-    "RecipeTable",
     "RunConfig",
     "RunFile",
     "TomlDocument",
@@ -88,45 +88,15 @@ class FreeTable(TomlModel):
     model_config = ConfigDict(extra="allow")
 
 
-class StepTable(FreeTable):
-    """`[[recipe.NAME.step]]`: a transform and its parameters."""
-
-    use: str
-
-
-class LowerTable(FreeTable):
-    """`[[recipe.NAME.lower]]`: a format to write, and passes on the file."""
-
-    to: str
-
-
-class RecipeTable(TomlModel):
-    """`[recipe.NAME]`: from a reference network to model files.
-
-    Attributes:
-        workload: "workload/network".
-        seeds: one candidate for each.
-        step: in order; none gives the dense reference.
-        lower: the files to write; by default one ONNX file.
-        code: how weights are coded for the uplink, or None.
-    """
-
-    workload: str
-    seeds: Annotated[
-        tuple[Annotated[int, Field(ge=0)], ...],
-        AfterValidator(_not_empty),
-        AfterValidator(_distinct),
-    ] = (0,)
-    step: tuple[StepTable, ...] = ()
-    lower: tuple[LowerTable, ...] = (LowerTable(to="onnx"),)
-    code: Mapping[str, Any] | None = None
+RecipeTables = dict[Name, dict[str, Any]]
+"""`[recipe.NAME]`: checked by `flatsat.compressors.recipe`, which knows every step's parameters."""
 
 
 class RecipeFile(TomlModel):
     """A file of recipes."""
 
     schema_: Schema = 1
-    recipe: Annotated[dict[Name, RecipeTable], Field(min_length=1)]
+    recipe: Annotated[RecipeTables, Field(min_length=1)]
 
 
 class RunTable(TomlModel):
@@ -252,7 +222,7 @@ class RunFile(TomlModel):
     matrix: Matrix = Matrix()
     plan: Plan = Plan()
     gate: Gate = Gate()
-    recipe: dict[Name, RecipeTable] = Field(default_factory=dict)
+    recipe: RecipeTables = Field(default_factory=dict)
 
 
 class BoardTable(FreeTable):
@@ -404,5 +374,27 @@ def _recipe(document: TomlDocument, name: str, table: Mapping[str, Any]) -> Reci
 
 def _placed(document: TomlDocument, table: KeyPath, error: UsageError) -> ConfigError:
     """Return `error` with file and line; `error.key_path`, where it has one, tells the key."""
-    inner: Sequence[str | int] = getattr(error, "key_path", ())
-    return document.error(error.message, (*table, *inner), hint=error.hint)
+    inner: KeyPath = tuple(getattr(error, "key_path", ()))
+    path = (*table, *inner)
+    # Within a file the line tells the place; the key is named as `load_toml` names it.
+    text = error.message.removeprefix(f"{_dotted(inner)}: ")
+    place = table_name(path[:-1])
+    if text == "unknown key":
+        text = f"unknown key {path[-1]!r} {place}"
+    elif text == "is missing":
+        text = f"missing key {path[-1]!r} {place}"
+    elif inner and isinstance(path[-1], str):
+        text = f"{path[-1]!r} {place}: {text}"
+    else:
+        text = f"{table_name(path).removeprefix('in ')}: {text}"
+    hint = error.hint
+    if hint is not None and hint.startswith("did you mean"):
+        text, hint = f"{text}; {hint}", None
+    return document.error(text, path, hint=hint)
+
+
+def _dotted(path: KeyPath) -> str:
+    text = ""
+    for part in path:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
+    return text

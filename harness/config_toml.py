@@ -245,7 +245,8 @@ def _real_path(values: Any, loc: Sequence[str | int], kind: str) -> KeyPath:
     return tuple(path)
 
 
-def _place(path: Sequence[str | int]) -> str:
+def table_name(path: Sequence[str | int]) -> str:
+    """Return where a key stands, for a message: "in [recipe.deep.step]", "at the top level"."""
     names = [_key_name(part) for part in path if isinstance(part, str)]
     return f"in [{'.'.join(names)}]" if names else "at the top level"
 
@@ -262,7 +263,7 @@ def _explain(
     owner = loc
     while owner and isinstance(owner[-1], int):
         owner = owner[:-1]
-    key, place = (str(owner[-1]), _place(owner[:-1])) if owner else ("", "")
+    key, place = (str(owner[-1]), table_name(owner[:-1])) if owner else ("", "")
     what = f"{key!r} {place}" if owner else "the file"
     context: Mapping[str, Any] = detail.get("ctx", {})
     if kind == "extra_forbidden":
