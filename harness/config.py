@@ -322,14 +322,18 @@ def load_lab_boards(root: Path) -> dict[str, dict[str, object]]:
 
 
 def _check_board(document: TomlDocument, name: str, settings: Mapping[str, object]) -> None:
-    """Let the board's kind refuse its settings, and say on which line."""
+    """Let the board's kind refuse its settings one by one, and say on which line."""
     from flatsat.targets.boards import make_board
 
+    kind = str(settings["kind"])
     others = {key: value for key, value in settings.items() if key != "kind"}
-    try:
-        make_board(name, str(settings["kind"]), others)
-    except UsageError as error:
-        raise _placed(document, ("board", name), error) from None
+    trials: list[tuple[KeyPath, Mapping[str, object]]] = [(("kind",), {})]
+    trials += [((key,), {key: value}) for key, value in others.items()]
+    for key_path, chosen in [*trials, ((), others)]:
+        try:
+            make_board(name, kind, chosen)
+        except UsageError as error:
+            raise _placed(document, ("board", name, *key_path), error) from None
 
 
 def _included(document: TomlDocument, file: RunFile) -> dict[str, RecipeSpec]:
@@ -385,7 +389,7 @@ def _placed(document: TomlDocument, table: KeyPath, error: UsageError) -> Config
         text = f"missing key {path[-1]!r} {place}"
     elif inner and isinstance(path[-1], str):
         text = f"{path[-1]!r} {place}: {text}"
-    else:
+    elif table[0] == "recipe":
         text = f"{table_name(path).removeprefix('in ')}: {text}"
     hint = error.hint
     if hint is not None and hint.startswith("did you mean"):
