@@ -1,0 +1,209 @@
+"""What a worker does for each kind of job."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import resource
+import time
+from array import array
+from typing import TYPE_CHECKING, Any, Callable, Dict, List, Mapping, Optional, Tuple
+
+import numpy as np
+
+from . import facts
+from .faults import AgentFault, out_of_memory
+from .goldens import check_goldens, run_rows
+from .inputs import generate
+from .runtimes import Model, Runtime, run_fault
+from .window import WarmUp, count, warm_up
+
+if TYPE_CHECKING:
+    from .result import Result
+
+_PROFILED_INFERENCES = 1000
+"""More inferences than this make a profile of a deep network too long to read on a small board."""
+
+
+def latency(runtime: Runtime, orders: Mapping[str, Any], result: Result) -> None:
+    """Time single inferences, read the peak memory, then compare the goldens."""
+    spec = orders["spec"]
+    plan = spec["plan"]
+    model = _load(runtime, orders, result)
+    call, args = _bind(model, spec)
+    gc.collect()
+    gc.disable()
+    try:
+        before = resource.getrusage(resource.RUSAGE_SELF)
+        warm = warm_up(call, args, time.perf_counter_ns, plan["warmup"], plan["max_warmup"])
+        begin = time.perf_counter_ns()
+        values = count(
+            call, args, time.perf_counter_ns, plan["min_inferences"], int(plan["min_s"] * 1e9)
+        )
+        window_ns = time.perf_counter_ns() - begin
+        after = resource.getrusage(resource.RUSAGE_SELF)
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise run_fault(error) from error
+    finally:
+        gc.enable()
+    _keep(result, warm, values, window_ns)
+    result.process["involuntary_switches"] = after.ru_nivcsw - before.ru_nivcsw
+    peak = facts.status_bytes("VmHWM")
+    if peak is not None:
+        result.add("rss_bytes", "VmHWM", True, array("q", [peak]))
+    if spec.get("goldens"):
+        result.head["agreement"] = check_goldens(model, orders["goldens"], spec)
+
+
+def _keep(result: Result, warm: WarmUp, values: array[int], window_ns: int) -> None:
+    result.add("latency_ns", "clock", False, warm.values)
+    result.add("latency_ns", "clock", True, values)
+    result.process.update(
+        warmup_n=len(warm.values),
+        steady=warm.steady,
+        steady_reason=warm.reason,
+        counted_n=len(values),
+        window_ns=window_ns,
+    )
+
+
+def _load(
+    runtime: Runtime, orders: Mapping[str, Any], result: Result, profile: Optional[str] = None
+) -> Model:
+    begin = time.perf_counter_ns()
+    model = runtime.load(orders["artifact"], orders["spec"], profile)
+    load_ns = time.perf_counter_ns() - begin
+    result.process["load_ns"] = load_ns
+    result.add("load_ns", "clock", True, array("q", [load_ns]))
+    return model
+
+
+def _bind(model: Model, spec: Mapping[str, Any]) -> Tuple[Callable[..., Any], Tuple[Any, ...]]:
+    try:
+        feed = generate(model.inputs, spec["batch"], spec["axes"])
+    except (MemoryError, ValueError) as error:
+        # NumPy says ValueError for a shape beyond any memory.
+        raise out_of_memory("no memory for the inputs: %s" % error) from error
+    return model.bind(feed)
+
+
+def accuracy(runtime: Runtime, orders: Mapping[str, Any], result: Result) -> None:
+    """Run a data set and keep the first output, raw, in a file beside the result."""
+    spec = orders["spec"]
+    model = _load(runtime, orders, result)
+    with np.load(orders["dataset"], allow_pickle=False) as archive:
+        names = {info.name: "in:" + info.name for info in model.inputs}
+        missing = sorted(key for key in names.values() if key not in archive.files)
+        if missing:
+            raise AgentFault("config", "data-set", "the data set lacks %s" % ", ".join(missing))
+        feeds = {
+            info.name: archive[names[info.name]].astype(info.dtype, copy=False)
+            for info in model.inputs
+        }
+    begin = time.perf_counter_ns()
+    first = np.ascontiguousarray(run_rows(model, feeds, spec)[0])
+    result.process["run_ns"] = time.perf_counter_ns() - begin
+    with open(orders["output"], "wb") as stream:
+        stream.write(first.astype(first.dtype.newbyteorder("<")).tobytes())
+    result.head["logits"] = {"dtype": first.dtype.name, "shape": list(first.shape)}
+
+
+def layers(runtime: Runtime, orders: Mapping[str, Any], result: Result) -> None:
+    """Time every node by the runtime's own profiler, whose clock ticks in microseconds."""
+    spec = orders["spec"]
+    plan = spec["plan"]
+    model = _load(runtime, orders, result, profile=orders["profile"])
+    call, args = _bind(model, spec)
+    try:
+        warm = warm_up(call, args, time.perf_counter_ns, plan["warmup"], plan["max_warmup"])
+        inferences = min(plan["min_inferences"], _PROFILED_INFERENCES)
+        for _ in range(inferences):
+            call(*args)
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise run_fault(error) from error
+    path = model.end_profile()
+    if path is None:
+        raise AgentFault("config", "no-profiler", "%s can't profile layers" % runtime.name)
+    with open(path, encoding="utf-8") as stream:
+        events = json.load(stream)
+    os.unlink(path)
+    result.process.update(warmup_n=len(warm.values), steady=warm.steady, steady_reason=warm.reason)
+    result.head["layers"] = _add_nodes(events, len(warm.values), inferences, result)
+
+
+def _add_nodes(
+    events: List[Dict[str, Any]], skip: int, inferences: int, result: Result
+) -> List[Dict[str, Any]]:
+    """Add each node's durations behind the warm-up; return nodes in the order of execution."""
+    durations: Dict[str, array[int]] = {}
+    operators: Dict[str, str] = {}
+    suffix = "_kernel_time"
+    for event in events:
+        if event.get("cat") == "Node" and str(event.get("name", "")).endswith(suffix):
+            node = event["name"][: -len(suffix)]
+            durations.setdefault(node, array("q")).append(int(event["dur"]) * 1000)
+            operators[node] = str(event.get("args", {}).get("op_name", ""))
+    table = []
+    for node, values in durations.items():
+        # A node inside a loop body runs several times an inference.
+        repeats = max(1, len(values) // (skip + inferences))
+        counted = values[skip * repeats :]
+        result.add("layer_ns:" + node, "clock", True, counted)
+        ordered = sorted(counted)
+        table.append({"name": node, "op": operators[node], "p50_ns": ordered[len(ordered) // 2]})
+    return table
+
+
+_NATIVE = {
+    "float16": ("fphp", "asimdhp", "avx512_fp16"),
+    "bfloat16": ("bf16", "avx512_bf16", "amx_bf16"),
+    "int8-dot": ("asimddp", "i8mm", "avx512_vnni", "avx_vnni", "amx_int8"),
+}
+
+
+def capability(runtime: Runtime, orders: Mapping[str, Any], result: Result) -> None:
+    """Tell what the CPU can do: flags of narrow types, caches, and two rates measured by NumPy.
+
+    The rates are of one NumPy thread: best of seven products of 384 x 384 float32 matrices, and
+    best of seven copies of 32 MiB. They bound nothing; they tell boards apart.
+    """
+    del orders
+    flags = set(facts.identity()["cpu_flags"])
+    side = 384
+    left = np.ones((side, side), np.float32)
+    source = np.ones(32 << 20, np.uint8)
+    target = np.empty_like(source)
+    product_ns = _best_ns(lambda: left @ left)
+    copy_ns = _best_ns(lambda: np.copyto(target, source))
+    result.head["capability"] = {
+        "runtime": runtime.facts(),
+        "native": {name: sorted(flags.intersection(names)) for name, names in _NATIVE.items()},
+        "caches": facts.caches(),
+        "numpy": np.__version__,
+        "gmac_s": {"method": "numpy matmul 384 float32, 1 thread", "value": side**3 / product_ns},
+        "copy_gb_s": {"method": "numpy copy 32 MiB", "value": source.nbytes / copy_ns},
+    }
+
+
+def _best_ns(call: Callable[[], Any]) -> int:
+    best = None
+    for _ in range(7):
+        begin = time.perf_counter_ns()
+        call()
+        spent = time.perf_counter_ns() - begin
+        best = spent if best is None else min(best, spent)
+    return max(1, best or 1)
+
+
+KINDS: Dict[str, Callable[[Runtime, Mapping[str, Any], Result], None]] = {
+    "latency": latency,
+    "accuracy": accuracy,
+    "layers": layers,
+    "capability": capability,
+    "faults": latency,
+}

@@ -1,0 +1,203 @@
+"""What executes a model file on the board, under a name that a JobSpec uses."""
+
+from __future__ import annotations
+
+import os
+from typing import Any, Callable, Dict, List, Mapping, Optional, Protocol, Sequence, Tuple
+
+from .faults import AgentFault, one_line, out_of_memory
+from .inputs import TensorInfo
+
+Feed = Mapping[str, Any]
+
+
+class Model(Protocol):
+    """A model file, loaded and ready."""
+
+    inputs: Sequence[TensorInfo]
+    outputs: Sequence[TensorInfo]
+
+    def bind(self, feed: Feed) -> Tuple[Callable[..., Any], Tuple[Any, ...]]:
+        """Return a call and its arguments that together are one inference on `feed`."""
+
+    def run(self, feed: Feed) -> List[Any]:
+        """Return the outputs for `feed` as arrays, in the order of `outputs`."""
+
+    def end_profile(self) -> Optional[str]:
+        """Stop profiling and return the path of the profile, or None if there was none."""
+
+
+class Runtime(Protocol):
+    """A runtime that this board has, already imported."""
+
+    name: str
+    version: str
+
+    def load(self, path: str, spec: Mapping[str, Any], profile: Optional[str]) -> Model:
+        """Load a model file as `spec` says (threads, provider); `profile` prefixes a profile.
+
+        Raises:
+            AgentFault: the file or the settings can't be used, by whose fault it is.
+        """
+
+    def facts(self) -> Dict[str, Any]:
+        """Return JSON-able facts for a capability job."""
+
+
+_NUMPY_OF_ONNX = {"float": "float32", "double": "float64"}
+
+
+class OnnxRuntime:
+    """onnxruntime, through the Python call that its users make."""
+
+    name = "onnxruntime"
+
+    def __init__(self) -> None:
+        import onnxruntime
+
+        self._ort = onnxruntime
+        self.version = str(onnxruntime.__version__)
+        onnxruntime.set_default_logger_severity(4)
+
+    def load(self, path: str, spec: Mapping[str, Any], profile: Optional[str]) -> Model:
+        """Make a session: sequential, `threads` intra-op threads, fatal messages only."""
+        provider = spec["provider"]
+        if provider not in self._ort.get_available_providers():
+            raise AgentFault(
+                "config",
+                "no-provider",
+                "this board's onnxruntime has no %r" % provider,
+                "it has " + ", ".join(self._ort.get_available_providers()),
+            )
+        options = self._ort.SessionOptions()
+        options.intra_op_num_threads = int(spec["threads"])
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 4
+        if profile is not None:
+            options.enable_profiling = True
+            options.profile_file_prefix = profile
+        try:
+            session = self._ort.InferenceSession(path, options, providers=[provider])
+        except Exception as error:
+            raise _load_fault(error) from error
+        return _OnnxModel(session)
+
+    def facts(self) -> Dict[str, Any]:
+        """Return the version, the providers and how the library was built."""
+        return {
+            "version": self.version,
+            "providers": list(self._ort.get_available_providers()),
+            "build": one_line(self._ort.get_build_info()),
+        }
+
+
+class _OnnxModel:
+    def __init__(self, session: Any) -> None:
+        self._session = session
+        self.inputs: Sequence[TensorInfo] = [_info(arg) for arg in session.get_inputs()]
+        self.outputs: Sequence[TensorInfo] = [_info(arg) for arg in session.get_outputs()]
+
+    def bind(self, feed: Feed) -> Tuple[Callable[..., Any], Tuple[Any, ...]]:
+        return self._session.run, (None, dict(feed))
+
+    def run(self, feed: Feed) -> List[Any]:
+        try:
+            return list(self._session.run(None, dict(feed)))
+        except MemoryError:
+            raise
+        except Exception as error:
+            raise run_fault(error) from error
+
+    def end_profile(self) -> Optional[str]:
+        path = self._session.end_profiling()
+        return path if path and os.path.exists(path) else None
+
+
+def _info(arg: Any) -> TensorInfo:
+    kind = str(arg.type)
+    inner = kind[len("tensor(") : -1] if kind.startswith("tensor(") else kind
+    shape = tuple(axis if isinstance(axis, int) else str(axis or "") for axis in arg.shape)
+    return TensorInfo(str(arg.name), _NUMPY_OF_ONNX.get(inner, inner), shape)
+
+
+def _short_of_memory(error: BaseException) -> bool:
+    text = str(error)
+    return (
+        isinstance(error, MemoryError)
+        or "bad_alloc" in text
+        or "Failed to allocate memory" in text
+        or "AllocateRawInternal" in text
+    )
+
+
+def _load_fault(error: BaseException) -> AgentFault:
+    name, text = type(error).__name__, one_line(str(error))
+    if _short_of_memory(error):
+        return out_of_memory("no memory to load the model: " + text)
+    unsupported = ("opset" in text.lower() and "support" in text.lower()) or (
+        "IR version" in text or "ir_version" in text
+    )
+    if unsupported or name in ("NotImplemented", "EPFail"):
+        return AgentFault(
+            "candidate",
+            "unsupported",
+            "the runtime refuses this model: " + text,
+            "export it with opset 17 and IR 8, or use a newer runtime",
+        )
+    return AgentFault(
+        "candidate",
+        "invalid-model",
+        "the runtime can't load this file: " + text,
+        "check the file with onnx.checker",
+    )
+
+
+def run_fault(error: BaseException) -> AgentFault:
+    """Return the fault of a model that loads but fails when it runs."""
+    text = one_line(str(error))
+    if _short_of_memory(error):
+        return out_of_memory("no memory to run the model: " + text)
+    return AgentFault(
+        "candidate",
+        "runtime-error",
+        "an inference failed: %s: %s" % (type(error).__name__, text),
+        "check input shapes and values",
+    )
+
+
+def _onnxruntime() -> Runtime:
+    return OnnxRuntime()
+
+
+def _faulty() -> Runtime:
+    from .faulty import FaultyRuntime
+
+    return FaultyRuntime()
+
+
+RUNTIMES: Dict[str, Callable[[], Runtime]] = {"onnxruntime": _onnxruntime, "fault": _faulty}
+"""The one place that lists runtimes; each is imported when a job asks for it."""
+
+
+def make_runtime(name: str) -> Runtime:
+    """Import the runtime called `name`.
+
+    Raises:
+        AgentFault: nobody knows it (config), or this board doesn't have it (board).
+    """
+    if name not in RUNTIMES:
+        raise AgentFault(
+            "config",
+            "unknown-runtime",
+            "no runtime is called %r" % name,
+            "known: " + ", ".join(sorted(RUNTIMES)),
+        )
+    try:
+        return RUNTIMES[name]()
+    except ImportError as error:
+        raise AgentFault(
+            "board",
+            "no-runtime",
+            "this board's Python can't import %s: %s" % (name, error),
+            "install it there, or name its folder in the board's settings",
+        ) from error

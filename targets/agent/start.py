@@ -1,0 +1,53 @@
+"""Where the archive begins: reads the arguments and serves one session on standard input."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+import zipfile
+from typing import List, Optional
+
+from .processes import Launcher
+from .store import Store, digest_of
+from .supervisor import run, take_stdio
+
+
+def unpack(archive: str, store: Store) -> str:
+    """Unpack the agent's modules once per version and return their folder.
+
+    Workers import them from files, since modules in a zip archive are compiled anew each time.
+    """
+    sha = digest_of(archive)
+    folder = os.path.join(store.root, "agent", sha)
+    if not os.path.isdir(folder):
+        fresh = "%s.%d" % (folder, os.getpid())
+        with zipfile.ZipFile(archive) as members:
+            members.extractall(fresh)
+        try:
+            os.rename(fresh, folder)
+        except OSError:
+            # Another agent was quicker.
+            shutil.rmtree(fresh, ignore_errors=True)
+    return folder
+
+
+def main(argv: Optional[List[str]] = None) -> int:
+    """Run the supervisor; the archive's `__main__` calls this."""
+    parser = argparse.ArgumentParser(prog="flatsat-agent")
+    parser.add_argument("--store", required=True, help="the agent's own folder on this board")
+    parser.add_argument(
+        "--site",
+        action="append",
+        default=[],
+        metavar="RUNTIME=FOLDER",
+        help="where a runtime's modules lie, if the interpreter doesn't find them by itself",
+    )
+    arguments = parser.parse_args(argv)
+    fd_in, fd_out = take_stdio()
+    archive = os.path.abspath(sys.argv[0])
+    store = Store(arguments.store)
+    code = unpack(archive, store)
+    sites = dict(entry.split("=", 1) for entry in arguments.site)
+    return run(fd_in, fd_out, store, Launcher(code, sites), os.path.basename(code))

@@ -1,0 +1,196 @@
+"""One fresh process: loads a model, measures it, compares its outputs, and writes what it saw.
+
+It does no I/O inside the counted window and leaves by `os._exit`, since tearing the runtime down
+costs as much as a short measurement. It is started in two ways: `main` by a new interpreter, with
+its orders on standard input; `serve` as a template that has the runtime imported and copies itself
+for each order.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import resource
+import sys
+import time
+from typing import Any, Callable, Dict, List, Mapping, Optional
+
+from .faults import AgentFault, one_line, out_of_memory
+from .result import LENGTH, Result, usage_json
+from .runtimes import Runtime, make_runtime
+
+MEMORY_SHARE = 0.8
+"""Of the memory that is free on the board, a process may take so much unless told otherwise."""
+
+_PR_SET_PDEATHSIG = 1
+_SIGKILL = 9
+
+
+def work(orders: Mapping[str, Any], runtime: Callable[[], Runtime]) -> None:
+    """Do one job's measurement in this process and write its result file, fault or not."""
+    result = Result()
+    try:
+        spec = orders["spec"]
+        if spec["affinity"]:
+            _pin(spec["affinity"])
+        begin = time.perf_counter_ns()
+        ready = runtime()
+        result.process["import_ns"] = time.perf_counter_ns() - begin
+        _check_version(ready, spec)
+        result.head["runtime"] = {"name": ready.name, "version": ready.version}
+        _limit_memory(spec["plan"].get("memory_limit_bytes"))
+        from .kinds import KINDS
+
+        KINDS[spec["kind"]](ready, orders, result)
+    except AgentFault as fault:
+        result.head["fault"] = fault.to_json()
+        result.head["fault_evidence"] = fault.evidence
+    except MemoryError:
+        result.head["fault"] = out_of_memory("a process ran into its memory limit").to_json()
+    except Exception as error:
+        result.head["fault"] = AgentFault(
+            "harness",
+            "agent-error",
+            "the agent's worker failed: %s: %s" % (type(error).__name__, error),
+            "please report it with the job's evidence",
+        ).to_json()
+        result.head["fault_evidence"] = {"traceback": _traceback()}
+    _unlimit_memory()
+    result.write(orders["result"])
+
+
+def _traceback() -> List[str]:
+    import traceback
+
+    return [one_line(line) for line in traceback.format_exc().splitlines()[-12:]]
+
+
+def _pin(cpus: List[int]) -> None:
+    try:
+        os.sched_setaffinity(0, cpus)
+    except OSError as error:
+        raise AgentFault(
+            "config",
+            "affinity",
+            "can't pin to CPUs %s: %s" % (cpus, error),
+            "this board has %d" % (os.cpu_count() or 0),
+        ) from error
+
+
+def _check_version(runtime: Runtime, spec: Mapping[str, Any]) -> None:
+    wanted = spec.get("runtime_version")
+    if wanted is not None and wanted != runtime.version:
+        raise AgentFault(
+            "board",
+            "runtime-version",
+            "the job wants %s %s, the board has %s" % (runtime.name, wanted, runtime.version),
+        )
+
+
+def _limit_memory(limit_bytes: Optional[int]) -> None:
+    """Bound the address space: a greedy candidate then gets MemoryError instead of the board's end.
+
+    Without an explicit limit the process keeps what it has and may take a share of what is free.
+    """
+    from .facts import free_bytes, status_bytes
+
+    if limit_bytes is None:
+        free, have = free_bytes(), status_bytes("VmSize")
+        if free is None or have is None:
+            return
+        limit_bytes = have + int(free * MEMORY_SHARE)
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (limit_bytes, hard))
+
+
+def _unlimit_memory() -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
+
+
+def _settle_in() -> None:
+    """Die with the parent, and be the first that the kernel kills when memory runs out."""
+    import ctypes
+
+    parent = os.getppid()
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, _SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:
+        os._exit(1)
+    try:
+        with open("/proc/self/oom_score_adj", "w") as stream:
+            stream.write("1000")
+    except OSError:
+        pass
+
+
+def _read_exactly(fd: int, size: int) -> bytes:
+    data = b""
+    while len(data) < size:
+        piece = os.read(fd, size - len(data))
+        if not piece:
+            os._exit(0)
+        data += piece
+    return data
+
+
+def _read_order(fd: int) -> Dict[str, Any]:
+    (size,) = LENGTH.unpack(_read_exactly(fd, LENGTH.size))
+    order: Dict[str, Any] = json.loads(_read_exactly(fd, size))
+    return order
+
+
+def _leave() -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
+
+
+def main() -> None:
+    """Do the one order that stands on standard input, in this fresh interpreter."""
+    _settle_in()
+    orders = _read_order(0)
+    work(orders, lambda: make_runtime(orders["spec"]["runtime"]))
+    _leave()
+
+
+def serve(runtime_name: str, report_fd: int) -> None:
+    """Import a runtime, then copy this process for every order on standard input.
+
+    Lines of JSON go to `report_fd`: `{"ready": true}` or `{"fault": ...}` once, then for each order
+    `{"pid": n}` and, when that process has ended, `{"status": wait status, ...}`.
+    """
+    _settle_in()
+    try:
+        ready = make_runtime(runtime_name)
+        from . import kinds  # noqa: F401  (imported once, here, for every copy)
+    except AgentFault as fault:
+        _report(report_fd, {"fault": fault.to_json()})
+        os._exit(0)
+    gc.collect()
+    gc.freeze()
+    _report(report_fd, {"ready": True})
+    while True:
+        orders = _read_order(0)
+        pid = os.fork()
+        if pid == 0:
+            os.setpgid(0, 0)
+            os.close(report_fd)
+            _settle_in()
+            _divert(orders["stderr"])
+            work(orders, lambda: ready)
+            _leave()
+        _report(report_fd, {"pid": pid})
+        _, status, usage = os.wait4(pid, 0)
+        _report(report_fd, dict(usage_json(usage), status=status))
+
+
+def _divert(path: str) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    os.dup2(fd, 1)
+    os.dup2(fd, 2)
+    os.close(fd)
+
+
+def _report(fd: int, value: Mapping[str, Any]) -> None:
+    os.write(fd, json.dumps(value).encode() + b"\n")

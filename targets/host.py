@@ -1,0 +1,45 @@
+"""Board `host`: this machine, with the agent in a process of its own behind a pipe."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from flatsat.targets.links import PipeLink
+from flatsat.targets.provision import write_agent
+from flatsat.targets.session import AgentSession, open_session
+from flatsat.units import TimeKind
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from flatsat.targets.board import Lease
+
+
+@dataclass(frozen=True)
+class HostBoard:
+    """The machine that FlatSat itself runs on.
+
+    Attributes:
+        name: in `lab.toml`.
+        python: the interpreter that the agent and its workers run in.
+        store: the agent's folder, or None for one beside the lease's files.
+        sites: per runtime, a folder that its modules lie in.
+    """
+
+    name: str = "host"
+    python: str = sys.executable
+    store: Path | None = None
+    sites: Mapping[str, str] = field(default_factory=dict)
+    kind: str = "host"
+    time_kind: TimeKind = TimeKind.WALL
+
+    async def open(self, lease: Lease) -> AgentSession:
+        """Start the agent and greet it. Raises LinkDown or BoardRefused."""
+        store = self.store or lease.directory / "store"
+        argv = [self.python, str(write_agent(lease.directory)), "--store", str(store)]
+        for runtime, folder in self.sites.items():
+            argv += ["--site", f"{runtime}={folder}"]
+        return await open_session(PipeLink(argv), lease, kind=self.kind, time_kind=self.time_kind)
