@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from flatsat.harness.lab import Lab
     from flatsat.outcome import Samples
     from flatsat.reports.rows import BoardRow, OutcomeRow
+    from flatsat.reports.stats import Interval
     from flatsat.tensors import TensorSpec
 
 PLAN = MeasurePlan(processes=5, min_inferences=140, min_s=0.5)
@@ -116,7 +117,8 @@ class MeasureResult:
         board: name; `board_id` and `board_kind` are None where it was never reached.
         latency_ns, memory_bytes, agreement: None where there is no value.
         health: of the board, before and after each job.
-        environment: facts of board and runtime.
+        environment: facts of the board.
+        runtime_version: "" where nothing ran.
         cores: of the board, None where not told.
         samples: raw values, in order.
         run_id: where the record keeps it all.
@@ -137,6 +139,7 @@ class MeasureResult:
     agreement: AgreementResult | None
     health: tuple[Health, ...]
     environment: Mapping[str, object]
+    runtime_version: str
     cores: int | None
     samples: tuple[Samples, ...]
     run_id: str
@@ -358,6 +361,7 @@ def summarise(
     measured = isinstance(outcome, Measured)
     facts = {} if board is None else dict(board.facts)
     environment = outcome.evidence.get("environment")
+    runtime = outcome.evidence.get("runtime")
     return MeasureResult(
         status=status,
         fault=fault,
@@ -374,6 +378,7 @@ def summarise(
         agreement=outcome.agreement if isinstance(outcome, Measured) else None,
         health=outcome.health,
         environment={**facts, **(environment if isinstance(environment, Mapping) else {})},
+        runtime_version=str(runtime.get("version", "")) if isinstance(runtime, Mapping) else "",
         cores=_cores(facts),
         samples=samples,
         run_id=run_id,
@@ -389,10 +394,10 @@ def _latency(samples: Sequence[Samples], evidence: Mapping[str, object]) -> Late
         return None
     values = [value for group in groups for value in group]
     clock: Literal["wall", "virtual"] = "virtual" if counted[0].kind == "virtual" else "wall"
-    found = {f"p{q}": stats.latency_percentile(groups, q) for q in (10, 50, 90, 99)}
+    p10, p50, p90, p99 = stats.bootstrap_cis(groups, (0.1, 0.5, 0.9, 0.99))
     loads = sorted(v for s in samples if s.quantity == "load_ns" for v in s.values)
     processes = _processes(evidence)
-    told = [p["steady"] for p in processes if isinstance(p.get("steady"), bool)]
+    told = [bool(p["steady"]) for p in processes if isinstance(p.get("steady"), bool)]
     warmups = [int(str(p["warmup_n"])) for p in processes if "warmup_n" in p]
     return LatencySummary(
         clock=clock,
@@ -400,12 +405,28 @@ def _latency(samples: Sequence[Samples], evidence: Mapping[str, object]) -> Late
         processes=len(groups),
         min=min(values),
         mean=sum(values) / len(values),
-        **{name: estimate.value for name, estimate in found.items()},
-        **{f"{name}_ci": estimate.interval for name, estimate in found.items()},
+        p10=_value(p10),
+        p50=_value(p50),
+        p90=_value(p90),
+        p99=_value(p99),
+        p10_ci=_ends(p10),
+        p50_ci=_ends(p50),
+        p90_ci=_ends(p90),
+        p99_ci=_ends(p99),
         steady=sum(told) if told else None,
         warmup=(min(warmups), max(warmups)) if warmups else None,
         load_ns=float(loads[len(loads) // 2]) if loads else None,
     )
+
+
+def _value(interval: Interval | None) -> float | None:
+    return None if interval is None else interval.value
+
+
+def _ends(interval: Interval | None) -> tuple[float, float] | None:
+    if interval is None or interval.low is None or interval.high is None:
+        return None
+    return interval.low, interval.high
 
 
 def _memory(samples: Sequence[Samples], artifact: Artifact) -> MemorySummary | None:
@@ -423,11 +444,8 @@ def _processes(evidence: Mapping[str, object]) -> list[Mapping[str, object]]:
 
 
 def _cores(facts: Mapping[str, object]) -> int | None:
-    for key in ("cores", "cpus", "cpu_count"):
-        value = facts.get(key)
-        if isinstance(value, int):
-            return value
-    return None
+    cores = facts.get("cores")
+    return cores if isinstance(cores, int) else None
 
 
 def _artifacts(candidate: Candidate, role: str | None) -> list[Artifact]:

@@ -181,13 +181,10 @@ def warn(result: MeasureResult) -> None:
 
 
 def _where(result: MeasureResult) -> str:
-    facts = result.environment
-    machine = [str(facts[key]) for key in ("cpu", "cpu_model", "model") if facts.get(key)][:1]
-    runtime = " ".join(
-        [result.runtime, *(str(facts[k]) for k in ("runtime_version",) if facts.get(k))]
-    )
+    cpu = str(result.environment.get("cpu_model") or "")
+    runtime = f"{result.runtime} {result.runtime_version}".rstrip()
     threads = f"{result.threads} thread" + ("s" if result.threads > 1 else "")
-    parts = [result.board, *machine, runtime, threads, f"batch {result.batch}"]
+    parts = [result.board, *filter(None, [cpu]), runtime, threads, f"batch {result.batch}"]
     return f"[dim]{_markup(' · '.join(parts))}[/]"
 
 
