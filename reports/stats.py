@@ -1,4 +1,4 @@
-"""Intervals, bounds and ranks: the one place of FlatSat that computes a statistic.
+"""Intervals, bounds and ranks: the one place to ask for a statistic.
 
 Every function returns None, or an interval without ends, where the data can't carry the answer.
 Nothing divides by a spread: data without any (virtual time) give intervals of zero width.
@@ -8,47 +8,43 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
 
 from flatsat.reports import resampling
+from flatsat.reports.bounds import Side, bound_floor, mean_bound, percentile_bound, share_bound
+from flatsat.reports.interval import Interval, check_share, normal_quantile
+from flatsat.reports.ranks import Direction, pareto_front, spearman
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
+__all__ = [
+    "Direction",
+    "Interval",
+    "Side",
+    "Statistic",
+    "bootstrap_ci",
+    "bootstrap_cis",
+    "bound_floor",
+    "is_non_inferior",
+    "mean_bound",
+    "mean_log_ratio",
+    "paired_difference",
+    "pareto_front",
+    "percentile",
+    "percentile_bound",
+    "sample_floor",
+    "share_bound",
+    "spearman",
+    "unpaired_log_ratio",
+    "wilson",
+]
+
 Statistic: TypeAlias = float | Literal["mean"]
-Direction: TypeAlias = Literal["minimise", "maximise"]
 
 _FLOOR_CONFIDENCE = 0.99
-
-
-@dataclass(frozen=True)
-class Interval:
-    """An estimate with a two-sided interval.
-
-    Attributes:
-        value: the estimate.
-        low, high: the interval's ends; None where the data can't give one.
-        level: confidence, in (0, 1).
-        n: observations behind it.
-        groups: independent groups (processes, rounds) behind it.
-    """
-
-    value: float
-    low: float | None
-    high: float | None
-    level: float
-    n: int
-    groups: int
-
-    @property
-    def half_width(self) -> float | None:
-        """Half of the interval's width."""
-        if self.low is None or self.high is None:
-            return None
-        return (self.high - self.low) / 2
 
 
 # Percentiles
@@ -64,7 +60,7 @@ def sample_floor(q: float) -> int:
     Raises:
         ValueError: `q` outside (0, 1).
     """
-    _check_share(q, "q")
+    check_share(q, "q")
     if q == 0.5:
         return 1
     tail = max(q, 1 - q)
@@ -80,50 +76,6 @@ def percentile(values: ArrayLike, q: float) -> float | None:
     if data.size < sample_floor(q):
         return None
     return float(np.quantile(data, q))
-
-
-def bound_floor(q: float, confidence: float = 0.95) -> int:
-    """Return how many samples a one-sided bound of the percentile `q` needs.
-
-    n >= ln(1 - c) / ln(q): at 95 % 59 for p95, 299 for p99, 2995 for p99.9. A lower bound of a
-    low percentile needs as many as the upper bound of its mirror image.
-    """
-    _check_share(q, "q")
-    _check_share(confidence, "confidence")
-    # One ulp of slack: a q whose n falls on a whole number must not ask for one more.
-    return max(1, math.ceil(math.log1p(-confidence) / math.log(q) * (1 - 1e-12)))
-
-
-def percentile_bound(
-    values: ArrayLike,
-    q: float,
-    confidence: float = 0.95,
-    side: Literal["upper", "lower"] = "upper",
-) -> float | None:
-    """Return a one-sided confidence bound of the percentile `q`: an order statistic, for any law.
-
-    The upper bound is the least x_(r) with P(Binomial(n, q) <= r - 1) >= confidence, the lower
-    bound the greatest x_(r) with P(Binomial(n, q) >= r) >= confidence. Samples count as
-    independent: where they come from a few processes, the bound holds for those processes only.
-
-    Returns:
-        None where there are too few samples (`bound_floor`).
-    """
-    _check_share(q, "q")
-    _check_share(confidence, "confidence")
-    from scipy.special import bdtr
-
-    data = np.sort(np.asarray(values, dtype=np.float64).ravel())
-    n = data.size
-    if n == 0:
-        return None
-    at_most = bdtr(np.arange(-1, n, dtype=np.float64), n, q)  # [k] = P(B <= k - 1); 0 at k = 0
-    at_most[0] = 0.0
-    if side == "upper":
-        ranks = np.flatnonzero(at_most[1:] >= confidence)  # rank r = index + 1
-        return float(data[ranks[0]]) if ranks.size and n >= bound_floor(q, confidence) else None
-    ranks = np.flatnonzero(1 - at_most[1:] >= confidence)  # P(B >= r) = 1 - P(B <= r - 1)
-    return float(data[ranks[-1]]) if ranks.size else None
 
 
 # Hierarchical bootstrap
@@ -169,7 +121,7 @@ def bootstrap_cis(
     Raises:
         ValueError: a percentile or level outside (0, 1).
     """
-    _check_share(level, "level")
+    check_share(level, "level")
     data = [np.asarray(group, dtype=np.float64).ravel() for group in groups]
     data = [group for group in data if group.size]
     pooled = np.concatenate(data) if data else np.empty(0)
@@ -214,10 +166,10 @@ def wilson(successes: int, n: int, level: float = 0.95) -> Interval:
     Raises:
         ValueError: n is 0, or `successes` outside 0 to n.
     """
-    _check_share(level, "level")
+    check_share(level, "level")
     if n < 1 or not 0 <= successes <= n:
         raise ValueError(f"{successes} of {n} is no share")
-    z = _normal_quantile((1 + level) / 2)
+    z = normal_quantile((1 + level) / 2)
     share = successes / n
     centre = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
@@ -243,7 +195,7 @@ def paired_difference(reference: ArrayLike, candidate: ArrayLike, level: float =
     Raises:
         ValueError: no images, or not equally many.
     """
-    _check_share(level, "level")
+    check_share(level, "level")
     left, right = np.asarray(reference, dtype=bool), np.asarray(candidate, dtype=bool)
     if left.shape != right.shape or left.ndim != 1 or left.size == 0:
         raise ValueError(f"answers to {left.shape} and {right.shape} images can't be paired")
@@ -251,7 +203,7 @@ def paired_difference(reference: ArrayLike, candidate: ArrayLike, level: float =
     gained = int(np.count_nonzero(~left & right))
     lost = int(np.count_nonzero(left & ~right))
     up, down = (gained + 1) / (n + 2), (lost + 1) / (n + 2)
-    half = _normal_quantile((1 + level) / 2) * math.sqrt((up + down - (up - down) ** 2) / (n + 2))
+    half = normal_quantile((1 + level) / 2) * math.sqrt((up + down - (up - down) ** 2) / (n + 2))
     value = (gained - lost) / n
     low, high = max(-1.0, up - down - half), min(1.0, up - down + half)
     return Interval(value, min(low, value), max(high, value), level, n, n)
@@ -281,7 +233,7 @@ def mean_log_ratio(
     Raises:
         ValueError: not equally many, or a value that isn't positive and finite.
     """
-    _check_share(level, "level")
+    check_share(level, "level")
     top, bottom = _positive(numerators), _positive(denominators)
     if top.shape != bottom.shape:
         raise ValueError(f"{top.size} and {bottom.size} rounds can't be paired")
@@ -310,7 +262,7 @@ def unpaired_log_ratio(
     Raises:
         ValueError: a value that isn't positive and finite.
     """
-    _check_share(level, "level")
+    check_share(level, "level")
     top, bottom = _positive(numerators), _positive(denominators)
     if not top.size or not bottom.size:
         return None
@@ -334,92 +286,8 @@ def _ratio_interval(centre: float, error: float, freedom: float, level: float, n
     return Interval(math.exp(centre), math.exp(centre - half), math.exp(centre + half), level, n, n)
 
 
-# Ranks
-
-
-def spearman(x: ArrayLike, y: ArrayLike, level: float = 0.95) -> Interval | None:
-    """Return Spearman's rank correlation, ties by average ranks, with interval.
-
-    The interval is Fisher's z with the variance (1 + rho^2 / 2) / (n - 3) of Bonett and Wright
-    ("Sample size requirements for estimating Pearson, Kendall and Spearman correlations", 2000).
-    A perfect correlation counts as half a swap of neighbours short of it, since a few points in
-    order don't prove that all would be.
-
-    Returns:
-        None below four points, or where x or y has no spread.
-
-    Raises:
-        ValueError: not equally many.
-    """
-    _check_share(level, "level")
-    left, right = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
-    if left.shape != right.shape:
-        raise ValueError(f"{left.size} and {right.size} values can't be paired")
-    n = left.size
-    if n < 4:
-        return None
-    first, second = _ranks(left), _ranks(right)
-    first, second = first - first.mean(), second - second.mean()
-    scale = math.sqrt(float(first @ first) * float(second @ second))
-    if scale == 0:
-        return None
-    rho = max(-1.0, min(1.0, float(first @ second) / scale))
-    most = 1 - 6 / (n * (n * n - 1))
-    near = max(-most, min(most, rho))
-    half = _normal_quantile((1 + level) / 2) * math.sqrt((1 + near * near / 2) / (n - 3))
-    low, high = math.tanh(math.atanh(near) - half), math.tanh(math.atanh(near) + half)
-    return Interval(rho, min(low, rho), max(high, rho), level, n, n)
-
-
-def _ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return ranks from 1, the average rank among equals."""
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)
-    average: NDArray[np.float64] = last - (counts - 1) / 2
-    return average[inverse]
-
-
-def pareto_front(points: ArrayLike, directions: Sequence[Direction]) -> NDArray[np.bool_]:
-    """Tell which points no other point beats: at least as good in all, better in one.
-
-    Args:
-        points: (n, d).
-        directions: for each of the d columns whether less or more is better.
-
-    Returns:
-        (n,) of bool. Equal points are on the front together; a point with a NaN never is.
-
-    Raises:
-        ValueError: `points` is not (n, d).
-    """
-    table = np.array(points, dtype=np.float64)
-    if table.size == 0:
-        return np.zeros(len(table), dtype=bool)
-    if table.ndim != 2 or table.shape[1] != len(directions):
-        raise ValueError(f"points of shape {table.shape} don't fit {len(directions)} directions")
-    table *= np.where(np.asarray(directions) == "maximise", -1.0, 1.0)
-    front: NDArray[np.bool_] = np.logical_not(np.isnan(table).any(axis=1))
-    for i in np.flatnonzero(front):
-        if front[i]:
-            at_least = (table >= table[i]).all(axis=1)
-            worse = (table > table[i]).any(axis=1)
-            front &= np.logical_not(at_least & worse)
-    return np.asarray(front, dtype=np.bool_)
-
-
 def _positive(values: ArrayLike) -> NDArray[np.float64]:
     data = np.asarray(values, dtype=np.float64).ravel()
     if not (np.isfinite(data) & (data > 0)).all():
         raise ValueError("a ratio needs positive, finite values")
     return data
-
-
-def _normal_quantile(share: float) -> float:
-    from scipy.special import ndtri
-
-    return float(ndtri(share))
-
-
-def _check_share(value: float, name: str) -> None:
-    if not 0 < value < 1:
-        raise ValueError(f"{name} must lie between 0 and 1, not {value}")
