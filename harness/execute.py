@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import datetime
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,11 +22,10 @@ from flatsat.units import Clock, SystemClock
 
 if TYPE_CHECKING:
     import numpy as np
-    from flatsat.targets.board import Board, Session
-    from flatsat.targets.pool import Lease
 
     from flatsat.harness.lab import Lab
     from flatsat.reports.rows import Store
+    from flatsat.targets.board import Board, Lease, Session
 
 ATTEMPTS = 3
 """How often one job is tried when the board or its link is at fault."""
@@ -220,8 +220,7 @@ class _Execution:
         board = self._lab.board(name)
         faults_in_a_row = 0
         broken: dict[str, Failed] = {}
-        lease = await asyncio.to_thread(self._lab.pool().acquire, name, LEASE_WAIT_S)
-        with lease:
+        async with _leased(self._lab, name) as lease:
             connection = _Connection(board, lease)
             try:
                 for job in jobs:
@@ -336,6 +335,17 @@ class _Execution:
 
     def _name(self, job: PlannedJob) -> str:
         return self._supplies.names.get(job.spec.artifact, job.spec.artifact[:12])
+
+
+@contextlib.asynccontextmanager
+async def _leased(lab: Lab, board: str) -> AsyncIterator[Lease]:
+    """Hold a board; waiting for another holder leaves the other boards working."""
+    acquired = lab.pool().acquire(board, LEASE_WAIT_S)
+    lease = await asyncio.to_thread(acquired.__enter__)
+    try:
+        yield lease
+    finally:
+        acquired.__exit__(None, None, None)
 
 
 class _BoardGoneError(Exception):

@@ -13,11 +13,10 @@ from flatsat.canonical import sha256_file
 from flatsat.errors import InfrastructureError, UsageError
 
 if TYPE_CHECKING:
-    from flatsat.targets.board import Board
-    from flatsat.targets.pool import LocalPool
-
     from flatsat.compressors.candidate import Candidate
     from flatsat.reports.store import Store
+    from flatsat.targets.board import Board
+    from flatsat.targets.pool import LocalPool
 
 DEFAULT_ROOT = "lab"
 ROOT_VARIABLE = "FLATSAT_LAB"
@@ -124,7 +123,7 @@ class Lab:
             settings = dict(self.boards[name])
             return make_board(name, str(settings.pop("kind")), settings)
         if name in builtin_boards():
-            return make_board(name, builtin_boards()[name], {})
+            return make_board(name, name, {})
         raise UsageError(
             f"no board is called {name!r}", hint=f"there are: {', '.join(self.board_names())}"
         )

@@ -24,9 +24,8 @@ from flatsat.reports.rows import CandidateRow, RunRow
 from flatsat.units import Clock, SystemClock
 
 if TYPE_CHECKING:
-    from flatsat.compressors.recipe import RecipeSpec
-
     from flatsat.compressors.candidate import Candidate
+    from flatsat.compressors.recipe import RecipeSpec
     from flatsat.harness.lab import Lab
     from flatsat.reports.rows import OutcomeRow, Store
 
@@ -184,7 +183,8 @@ def resume_run(lab: Lab, run_id: str | None, *, progress: Progress | None = None
 
 def dry_run(config: RunConfig, lab: Lab) -> DryRun:
     """Return what a run of this configuration would do; nothing is built or measured."""
-    from flatsat.compressors.recipe import find_built
+    from flatsat.compressors.building import find_built
+    from flatsat.compressors.recipe import recipe_id
 
     file = config.file
     known = 0
@@ -196,7 +196,7 @@ def dry_run(config: RunConfig, lab: Lab) -> DryRun:
     for spec in config.recipes:
         recipes[spec.name] = len(spec.seeds)
         for seed in spec.seeds:
-            known += find_built(spec, seed, lab.candidates_dir) is not None
+            known += find_built(lab.candidates_dir, recipe_id(spec, seed)) is not None
             artifacts = len(spec.lowers)
             jobs["latency"] += artifacts * settings.rounds * per_round
             jobs["accuracy"] += artifacts * per_round
@@ -220,16 +220,16 @@ def build_all(
     Returns:
         The candidates in the order of the recipes, and for each that couldn't be built why.
     """
-    from flatsat.compressors.recipe import build, find_built
-
+    from flatsat.compressors.building import find_built
     from flatsat.compressors.candidate import load_candidate
+    from flatsat.compressors.recipe import build, recipe_id
 
     wanted = [(spec, seed) for spec in recipes for seed in spec.seeds]
     folders: dict[int, Path] = {}
     unbuilt: dict[str, str] = {}
     missing: list[int] = []
     for index, (spec, seed) in enumerate(wanted):
-        folder = find_built(spec, seed, lab.candidates_dir)
+        folder = find_built(lab.candidates_dir, recipe_id(spec, seed))
         if folder is None:
             missing.append(index)
         else:
@@ -400,8 +400,26 @@ def config_sha(config: RunConfig) -> str:
 def _config_json(config: RunConfig) -> dict[str, object]:
     return {
         "file": config.file.model_dump(mode="json", by_alias=True),
-        "recipes": {spec.name: spec.to_mapping() for spec in config.recipes},
+        "recipes": {spec.name: _recipe_mapping(spec) for spec in config.recipes},
     }
+
+
+def _recipe_mapping(spec: RecipeSpec) -> dict[str, object]:
+    """Return what `from_mapping` reads back as this recipe."""
+    value: dict[str, object] = {
+        "workload": spec.workload,
+        "seeds": list(spec.seeds),
+        "step": [{"use": step.use, **step.params} for step in spec.steps],
+        "lower": [
+            {
+                "to": lower.to,
+                **lower.params,
+                **({} if lower.int8 is None else {"int8": dict(lower.int8)}),
+            }
+            for lower in spec.lowers
+        ],
+    }
+    return value if spec.code is None else {**value, "code": dict(spec.code)}
 
 
 def _example_job(kind: str, settings: Settings) -> PlannedJob:
