@@ -1,0 +1,333 @@
+"""Magnitude pruning with retraining, Han et al. 2015."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal, Self
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.dropout import _DropoutNd
+
+from flatsat.compressors.base import Network, StepContext, StepParams
+from flatsat.compressors.dead import Cleared, clear_dead
+from flatsat.compressors.graph import ChannelGroup, channel_groups, prune_network
+from flatsat.compressors.layers import LayerInfo, calls, layers, weight_of
+from flatsat.compressors.train import TrainParams, retrain
+from flatsat.errors import RecipeError
+
+PerLayer = dict[str, float]
+
+
+class MagnitudeParams(StepParams):
+    """What is pruned, in how many rounds, and how the survivors are retrained.
+
+    Exactly one of `quality`, `sparsity` and `global_sparsity`. Tables have "conv", "fc" or a
+    layer's name as keys; a name beats a kind, and layers without a value are not pruned.
+
+    Attributes:
+        quality: threshold = quality x standard deviation of the layer's weights.
+        sparsity: share of the layer's weights that is zero in the end, in [0, 1); one number for
+            all layers, or a table.
+        global_sparsity: share of all weights together, smallest first whatever their layer.
+        rounds: prune and retrain so often, within each phase.
+        phases: kinds that are pruned, phase after phase: ["conv", "fc"] prunes and retrains the
+            convolutions first; "both" takes all layers at once.
+        freeze: in a phase of one kind, layers of the other kind keep their weights while it
+            retrains (section 3.3).
+        epochs: of each retraining; 0 for none.
+        lr, batch, weight_decay: of the retraining.
+        remove_dead: neurons without input or output: "zero" their weights and biases, "remove"
+            them so that layers shrink, or "keep" them.
+    """
+
+    quality: PerLayer | None = None
+    sparsity: float | PerLayer | None = None
+    global_sparsity: float | None = Field(None, ge=0.0, lt=1.0)
+    rounds: int = Field(1, ge=1, le=100)
+    phases: tuple[Literal["conv", "fc", "both"], ...] = Field(("both",), min_length=1)
+    freeze: bool = True
+    epochs: float = Field(2.0, ge=0.0, le=10_000.0)
+    lr: float = Field(0.02, gt=0.0)
+    batch: int = Field(64, ge=1)
+    weight_decay: float = Field(5e-4, ge=0.0)
+    remove_dead: Literal["zero", "remove", "keep"] = "zero"
+
+    @model_validator(mode="after")
+    def _one_choice(self) -> Self:
+        if sum(v is not None for v in (self.quality, self.sparsity, self.global_sparsity)) != 1:
+            raise ValueError("give exactly one of quality, sparsity and global_sparsity")
+        for name, value in (self.quality or {}).items():
+            if not (math.isfinite(value) and value >= 0.0):
+                raise ValueError(f"the quality {value} of {name} is not 0 or more")
+        table = self.sparsity if isinstance(self.sparsity, dict) else {"sparsity": self.sparsity}
+        for name, share in table.items():
+            if share is not None and not 0.0 <= share < 1.0:
+                raise ValueError(f"the sparsity {share} of {name} is not in [0, 1)")
+        return self
+
+
+@dataclass(frozen=True)
+class _Pruned:
+    """What one round did to one layer: its threshold, and its weights kept and all."""
+
+    name: str
+    threshold: float
+    kept: int
+    weights: int
+
+    def to_json(self) -> dict[str, object]:
+        return {
+            "name": self.name,
+            "threshold": self.threshold,
+            "kept": self.kept,
+            "weights": self.weights,
+            "sparsity": 1.0 - self.kept / self.weights,
+        }
+
+
+class MagnitudePrune:
+    """Han et al. 2015: learn which connections matter, prune the others, train the rest.
+
+    A weight w of layer l stays if |w| >= t_l. With `quality` q, t_l = q x sigma_l, where sigma_l is
+    the population standard deviation of the layer's weight tensor as it stands, pruned zeros
+    included (section 3: "a quality parameter multiplied by the standard deviation of a layer's
+    weights"). With `sparsity` s, exactly round(s' x n) of the layer's n weights go, smallest
+    first; over R rounds the kept share falls geometrically, s' = 1 - (1 - s)^(r/R). Biases are
+    never pruned.
+
+    After each round the survivors are retrained from the values they have, with the mask held
+    (`FineTune`). If the network has dropout, each rate is scaled, before retraining, by
+    sqrt(kept / connections) of the layer that it follows (section 3.2, equation 3). Neurons
+    without input or output go as section 3.5 says; the constant that a neuron without input still
+    gives through its bias moves into the biases of its readers, so the outputs stay the same.
+    """
+
+    name: ClassVar[str] = "magnitude-prune"
+    Params: ClassVar[type[StepParams]] = MagnitudeParams
+
+    def __init__(self, params: MagnitudeParams) -> None:
+        self._params = params
+
+    def apply(self, network: Network, ctx: StepContext) -> Network:
+        """Return the pruned and retrained network with its masks.
+
+        Raises:
+            RecipeError: a layer that the network doesn't have, a threshold that leaves a layer
+                without weights, or frozen weights.
+            UsageError: a retraining diverged.
+        """
+        network.require_free(self.name)
+        params = self._params
+        infos = layers(network.module, network.input_shape)
+        self._check_names(infos)
+        groups: list[ChannelGroup] = []
+        if params.remove_dead != "keep":
+            groups = channel_groups(network.module, network.input_shape)
+        current = replace(network, module=copy.deepcopy(network.module))
+        start = {info.name: _kept(network, info.name) for info in infos}
+        rates = _dropout_rates(current.module, network.input_shape)
+        rounds: list[dict[str, object]] = []
+        steps = 0
+        cleared: Cleared | None = None
+        final: dict[str, _Pruned] = {}
+        for phase in params.phases:
+            chosen = [info for info in infos if phase in ("both", _kind(info))]
+            for number in range(1, params.rounds + 1):
+                pruned, masks = self._prune(current, chosen, number)
+                final.update({layer.name: layer for layer in pruned})
+                current = replace(current, masks=masks)
+                if params.remove_dead != "keep":
+                    cleared = clear_dead(current.module, current.masks, network.input_shape, groups)
+                    current = replace(current, module=cleared.module, masks=cleared.masks)
+                _scale_dropout(current, rates, start)
+                told: dict[str, object] = {
+                    "phase": phase,
+                    "round": number,
+                    "layers": [layer.to_json() for layer in pruned],
+                }
+                if params.epochs > 0:
+                    module, stats = self._retrain(current, ctx, phase, infos, len(rounds))
+                    current = replace(current, module=module)
+                    steps += stats
+                rounds.append(told)
+        entry: dict[str, object] = {
+            "step": self.name,
+            "params": params.model_dump(mode="json"),
+            "layers": [
+                replace(final[info.name], kept=_kept(current, info.name)).to_json()
+                for info in infos
+                if info.name in final
+            ],
+            "rounds": rounds,
+            "dropout": {name: current.module.get_submodule(name).p for name, _, _ in rates},
+            "cost": {"train_steps": steps, "forward_passes": 0},
+        }
+        if cleared is not None:
+            entry["dead"] = _dead(cleared, groups)
+            if params.remove_dead == "remove":
+                keep = {name: kept or (0,) for name, kept in cleared.alive.items()}
+                return prune_network(replace(current, history=network.history), keep, entry, groups)
+        return network.after(current.module, entry, masks=current.masks)
+
+    def _check_names(self, infos: Sequence[LayerInfo]) -> None:
+        known = {"conv", "fc", *(info.name for info in infos)}
+        params = self._params
+        for table in (params.quality, params.sparsity):
+            for name in table if isinstance(table, dict) else ():
+                if name not in known:
+                    raise RecipeError(
+                        f"{self.name}: the network has no layer {name!r}",
+                        hint=f"there are {', '.join(info.name for info in infos)}",
+                    )
+        if not any(self._value(info) is not None for info in infos):
+            raise RecipeError(f"{self.name} would prune no layer", hint="name one that there is")
+
+    def _value(self, info: LayerInfo) -> float | None:
+        """Return the layer's quality or sparsity, or None where it is not pruned."""
+        params = self._params
+        table = params.quality if params.quality is not None else params.sparsity
+        if isinstance(table, dict):
+            return table.get(info.name, table.get(_kind(info)))
+        return table if table is not None else params.global_sparsity
+
+    def _prune(
+        self, network: Network, chosen: Sequence[LayerInfo], number: int
+    ) -> tuple[list[_Pruned], dict[str, Tensor]]:
+        """Prune one round in place; return what it did and all masks."""
+        masks = dict(network.masks)
+        told: list[_Pruned] = []
+        for name, (kept, threshold) in self._chosen(network, chosen, number).items():
+            count = int(kept.sum())
+            if count == 0:
+                raise RecipeError(
+                    f"{self.name} would prune all of {name}", hint="lower its quality or sparsity"
+                )
+            network.module.get_parameter(f"{name}.weight").data.masked_fill_(~kept, 0.0)
+            masks[f"{name}.weight"] = kept
+            told.append(_Pruned(name, threshold, count, kept.numel()))
+        return told, masks
+
+    def _chosen(
+        self, network: Network, chosen: Sequence[LayerInfo], number: int
+    ) -> dict[str, tuple[Tensor, float]]:
+        """Return, by layer, which weights stay and the threshold that they reach."""
+        params = self._params
+        wanted = {i.name: v for i in chosen if (v := self._value(i)) is not None}
+        sizes = {name: _magnitudes(network, name) for name in wanted}
+        if params.quality is not None:
+            cuts = {
+                name: quality * float(weight_of(network.module, name).double().std(correction=0))
+                for name, quality in wanted.items()
+            }
+            return {n: ((sizes[n] >= cut) & (sizes[n] >= 0.0), cut) for n, cut in cuts.items()}
+        if params.global_sparsity is not None:
+            together = torch.cat([size.flatten() for size in sizes.values()])
+            keeps = _largest(together, _share(params.global_sparsity, number, params.rounds))
+            lengths = [size.numel() for size in sizes.values()]
+            flat = dict(zip(sizes, torch.split(keeps, lengths), strict=True))
+        else:
+            flat = {
+                name: _largest(sizes[name].flatten(), _share(share, number, params.rounds))
+                for name, share in wanted.items()
+            }
+        kept = {n: flat[n].view_as(size) & (size >= 0.0) for n, size in sizes.items()}
+        return {n: (k, float(sizes[n][k].min()) if bool(k.any()) else 0.0) for n, k in kept.items()}
+
+    def _retrain(
+        self,
+        network: Network,
+        ctx: StepContext,
+        phase: str,
+        infos: Sequence[LayerInfo],
+        number: int,
+    ) -> tuple[nn.Module, int]:
+        params = self._params
+        still = [
+            info.name
+            for info in infos
+            if params.freeze and phase != "both" and _kind(info) != phase
+        ]
+        module, stats = retrain(
+            network,
+            ctx,
+            TrainParams(
+                epochs=params.epochs,
+                lr=params.lr,
+                batch=params.batch,
+                weight_decay=params.weight_decay,
+            ),
+            purpose=f"{self.name} {number + 1}/{len(params.phases) * params.rounds}",
+            still=still,
+        )
+        return module, stats.steps
+
+
+def _kind(info: LayerInfo) -> str:
+    return "fc" if info.kind == "fc" else "conv"
+
+
+def _share(value: float, number: int, rounds: int) -> float:
+    """Return the share pruned after round `number`: the kept share falls geometrically."""
+    return value if number == rounds else 1.0 - (1.0 - value) ** (number / rounds)
+
+
+def _magnitudes(network: Network, layer: str) -> Tensor:
+    """Return |w| in float64, with -1 where a mask has dropped the weight already."""
+    size = weight_of(network.module, layer).double().abs()
+    mask = network.masks.get(f"{layer}.weight")
+    return size if mask is None else size.masked_fill(~mask, -1.0)
+
+
+def _largest(size: Tensor, share: float) -> Tensor:
+    """Return bool (n,): false for exactly round(share x n) smallest; of ties the earlier go."""
+    kept = torch.ones(size.numel(), dtype=torch.bool)
+    gone = round(share * size.numel())
+    kept[torch.sort(size, stable=True).indices[:gone]] = False
+    return kept
+
+
+def _kept(network: Network, layer: str) -> int:
+    """Return how many of a layer's weights are not masked."""
+    mask = network.masks.get(f"{layer}.weight")
+    return weight_of(network.module, layer).numel() if mask is None else int(mask.sum())
+
+
+def _dropout_rates(module: nn.Module, input_shape: tuple[int, ...]) -> list[tuple[str, float, str]]:
+    """Return (dropout, its rate, the weighted layer that it follows) in order of execution."""
+    found: list[tuple[str, float, str]] = []
+    before = ""
+    for call in calls(module, input_shape, (_ConvNd, nn.Linear, _DropoutNd)):
+        if not isinstance(call.module, _DropoutNd):
+            before = call.name
+        elif before:
+            found.append((call.name, call.module.p, before))
+    return found
+
+
+def _scale_dropout(
+    network: Network, rates: Sequence[tuple[str, float, str]], start: Mapping[str, int]
+) -> None:
+    for name, rate, layer in rates:
+        dropout = network.module.get_submodule(name)
+        assert isinstance(dropout, _DropoutNd)
+        dropout.p = rate * math.sqrt(_kept(network, layer) / start[layer])
+
+
+def _dead(cleared: Cleared, groups: Sequence[ChannelGroup]) -> list[dict[str, object]]:
+    """Return, for each layer that lost neurons, how many stay, since all rounds."""
+    return [
+        {
+            "name": group.name,
+            "channels": group.channels,
+            "alive": len(cleared.alive[group.name]),
+            "left": cleared.left.get(group.name, 0),
+        }
+        for group in groups
+        if group.name in cleared.alive and len(cleared.alive[group.name]) < group.channels
+    ]
