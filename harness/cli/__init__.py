@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from flatsat.harness.cli.main import main
+from flatsat.harness.cli.entry import main
 
 __all__ = ["main"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import json
 from typing import Annotated, Any
 
 import typer
@@ -41,7 +43,6 @@ def register(app: typer.Typer) -> None:
 def workloads(as_json: JsonFlag = False) -> int:
     """List the workloads: splits, metric, reference networks with accuracy and time to train."""
     from flatsat.datasets.summary import workload_summary
-
     from flatsat.datasets.workload import workload_names
 
     rows = [_workload(workload_summary(name)) for name in workload_names()]
@@ -123,6 +124,9 @@ def show_compressor(
     console = out()
     console.print(f"[bold cyan]{name}[/]  [dim]{described.entry.kind}[/]\n")
     console.print(described.text, markup=False)
+    about, meanings = parse_attributes(described.schema.get("description", ""))
+    if about:
+        console.print(f"\n{about}", markup=False)
     parameters = described.schema.get("properties", {})
     required = described.schema.get("required", [])
     if parameters:
@@ -132,13 +136,28 @@ def show_compressor(
                 cell(key, "cyan"),
                 cell(_type(schema)),
                 cell("required" if key in required else _default(schema)),
-                cell(schema.get("description", "")),
+                cell(schema.get("description") or meanings.get(key, "")),
             )
         console.print()
         console.print(table)
     else:
         console.print(facts_table([("parameters", "none")]))
     return 0
+
+
+def parse_attributes(text: str) -> tuple[str, dict[str, str]]:
+    """Split a docstring into its prose and the meanings under "Attributes:", by name."""
+    prose, _, listed = text.partition("\nAttributes:\n")
+    meanings: dict[str, str] = {}
+    names: list[str] = []
+    for line in inspect.cleandoc(listed).splitlines():
+        head, colon, rest = line.partition(":")
+        if colon and not line.startswith(" "):
+            names = [name.strip() for name in head.split(",")]
+            meanings |= dict.fromkeys(names, rest.strip())
+        else:
+            meanings |= {name: f"{meanings[name]} {line.strip()}" for name in names}
+    return prose.strip(), meanings
 
 
 def _type(schema: dict[str, Any]) -> str:
@@ -162,4 +181,4 @@ def _default(schema: dict[str, Any]) -> str:
     value = schema.get("default")
     if value is None:
         return "none"
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    return value if isinstance(value, str) else json.dumps(value)

@@ -40,9 +40,11 @@ def run(arguments: Sequence[str]) -> int:
     try:
         code = _invoke(ordered)
         sys.stdout.flush()
-    except BrokenPipeError:
+    except (BrokenPipeError, SystemExit) as error:
         _silence_stdout()
-        return BROKEN_PIPE
+        # Verbs return their code: only typer and rich exit, after a completion script with 0 and
+        # when the reader of a pipe is gone with 1.
+        return 0 if isinstance(error, SystemExit) and not error.code else BROKEN_PIPE
     except BaseException as error:
         if debug and not isinstance(error, KeyboardInterrupt):
             import traceback
@@ -101,8 +103,6 @@ def _explain(error: BaseException) -> tuple[str, str | None, int]:
         return f"error: {error.message}", error.hint, error.exit_code
     if isinstance(error, (KeyboardInterrupt, typer.Abort)):
         return "interrupted", None, INTERRUPTED
-    if isinstance(error, SystemExit):
-        raise error
     if hasattr(error, "format_message"):
         return _explain_usage(error)
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
@@ -128,7 +128,7 @@ def _explain_usage(error: BaseException) -> tuple[str, str | None, int]:
         return "error: no verb given", "see: flatsat --help", USAGE
     context = getattr(error, "ctx", None)
     verb = "flatsat" if context is None else context.command_path
-    first = text.replace("\n", " ").replace("\t", " ").rstrip(".")
+    first = " ".join(text.split()).rstrip(".").replace("Input should", "must")
     return f"error: {first[:1].lower()}{first[1:]}", f"see: {verb} --help", USAGE
 
 
