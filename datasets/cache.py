@@ -34,9 +34,9 @@ def make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise _not_writable(folder, error) from error
+        raise cache_error(folder, error) from error
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise _not_writable(folder, PermissionError("permission denied"))
+        raise cache_error(folder, PermissionError("permission denied"))
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], None]) -> None:
@@ -57,13 +57,14 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], None]) -> None:
             os.fsync(stream.fileno())
         temporary.replace(path)
     except OSError as error:
-        raise _not_writable(path, error) from error
+        raise cache_error(path, error) from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
 
 
-def _not_writable(path: Path, error: OSError) -> UsageError:
+def cache_error(path: Path, error: OSError) -> UsageError:
+    """Return what to raise when something can't be written at `path`."""
     return UsageError(
         f"can't write the cache at {path}: {error.strerror or error}",
         hint="free the disk, or name another folder in FLATSAT_CACHE",

