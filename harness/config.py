@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -39,6 +39,7 @@ __all__ = [
     "RunFile",
     "TomlDocument",
     "TomlModel",
+    "choose_recipes",
     "load_lab_boards",
     "load_recipes",
     "load_run",
@@ -271,6 +272,20 @@ def load_recipes(path: Path) -> dict[str, RecipeSpec]:
         document.validate(RecipeFile)
         recipes = {}
     return {**recipes, **_own_recipes(document)}
+
+
+def choose_recipes(path: Path, name: str | None, seed: int | None = None) -> list[RecipeSpec]:
+    """Read a file of recipes and return the one called `name`, or all; with one seed, or theirs.
+
+    Raises:
+        ConfigError: as `load_recipes`; or no recipe of that name.
+    """
+    recipes = load_recipes(path)
+    if name is not None and name not in recipes:
+        message, hint = choice_error("recipe", name, list(recipes))
+        raise ConfigError(message, file=path, hint=hint)
+    specs = list(recipes.values()) if name is None else [recipes[name]]
+    return specs if seed is None else [replace(spec, seeds=(seed,)) for spec in specs]
 
 
 def load_run(path: Path) -> RunConfig:

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from flatsat.errors import ModelError, UsageError
+from flatsat.errors import InfrastructureError, ModelError, UsageError
 from flatsat.harness import measure_json, publish
 from flatsat.harness.names import choice_error
 from flatsat.harness.plan import Settings
@@ -220,9 +220,19 @@ def exit_code(results: Sequence[MeasureResult]) -> int:
 
 
 def measure_model(
-    lab: Lab, request: MeasureRequest, *, progress: Progress | None = None
+    lab: Lab,
+    request: MeasureRequest,
+    *,
+    several: bool = True,
+    progress: Progress | None = None,
 ) -> tuple[MeasureResult, ...]:
     """Measure a model; what it does on the board becomes a result, not an error.
+
+    Args:
+        lab: whose record keeps the measurement.
+        request: what, where, how.
+        several: take a candidate with several artifacts.
+        progress: is told what goes on.
 
     An ONNX file that FlatSat did not make is imported into the lab first.
 
@@ -239,6 +249,9 @@ def measure_model(
     lab.board(request.board)
     candidate, name = resolve_model(lab, request.model)
     artifacts = _artifacts(candidate, request.role)
+    if len(artifacts) > 1 and not several:
+        roles = " or ".join(repr(artifact.role) for artifact in artifacts)
+        raise UsageError(f"candidate {name!r} has several artifacts", hint=f"role={roles}")
     axes = open_axes(artifacts, request.batch, request.axes)
     settings = Settings(
         kinds=(JobKind.LATENCY,),
@@ -267,10 +280,15 @@ def measure_model(
     except BaseException:
         publish.quietly_mark(lab, store, run_id, "interrupted")
         raise
-    store.finish_run(run_id, "done", SystemClock().utc())
+    store.finish_run(run_id, "done" if rows else "incomplete", SystemClock().utc())
     publish.status(lab, store, run_id)
     boards = {board.board_id: board for board in store.boards(run_id)}
     wanted = {artifact.sha256: artifact for artifact in artifacts}
+    if not rows:
+        raise InfrastructureError(
+            f"board {request.board!r} gave nothing",
+            hint=f"examine it with: flatsat board doctor {request.board}",
+        )
     return tuple(
         summarise(row, wanted[row.job.artifact], name, boards.get(row.board_id or ""), run_id)
         for row in rows
@@ -458,7 +476,7 @@ def _artifacts(candidate: Candidate, role: str | None) -> list[Artifact]:
 
 
 def _import(lab: Lab, path: Path) -> Candidate:
-    from flatsat.compressors.candidate import import_model
+    from flatsat.compressors.importing import import_model
 
     return import_model(path, None, lab.candidates_dir)
 

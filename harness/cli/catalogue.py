@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,7 +12,10 @@ from flatsat.harness.cli.completion import complete_steps
 from flatsat.harness.cli.examples import add_verb
 from flatsat.harness.cli.session import JsonFlag, out, print_json
 from flatsat.harness.cli.style import cell, count, facts_table, make_table, percent
-from flatsat.harness.console import duration, printable
+from flatsat.harness.console import duration
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 compressors = typer.Typer(
     help="The techniques that recipes are made of.", no_args_is_help=True, rich_markup_mode="rich"
@@ -45,43 +48,42 @@ def workloads(as_json: JsonFlag = False) -> int:
     from flatsat.datasets.summary import workload_summary
     from flatsat.datasets.workload import workload_names
 
-    rows = [_workload(workload_summary(name)) for name in workload_names()]
+    rows = [workload_summary(name) for name in workload_names()]
     if as_json:
         print_json({"schema": "flatsat.workloads/1", "workloads": rows})
         return 0
     console = out()
     for row in rows:
-        console.print(f"[bold]{row['name']}[/]  {printable(row['title'])}")
         splits = ", ".join(f"{name} {size:,}" for name, size in row["splits"].items())
-        console.print(f"  [dim]splits[/] {splits}   [dim]metric[/] {row['metric']}")
-        if row["missing"]:
-            console.print(f"  [yellow]{printable(row['missing'])}[/]")
-        table = make_table(
-            "network",
-            "parameters",
-            "MACs",
-            "reference",
-            "to train",
-            right=("parameters", "MACs", "reference", "to train"),
-        )
-        for network in row["networks"]:
-            trained = network["train_s"] is not None
-            table.add_row(
-                cell(f"{row['name']}/{network['name']}", "cyan"),
-                count(network["params"]),
-                count(network["macs"]),
-                percent(network["accuracy_validation"]) if trained else "not trained yet",
-                duration(network["train_s"]) if trained else "",
-            )
-        console.print(table)
+        console.print(cell(f"{row['name']}  ", "bold"), cell(row["title"]), sep="")
+        console.print(f"  [dim]images[/] {splits}   [dim]metric[/] {row['metric']}")
+        if row["problem"]:
+            console.print(cell(f"  not here: {row['problem']}", "yellow"), soft_wrap=True)
+        console.print(_networks(row))
     console.print(
-        "[dim]reference: accuracy on the validation split of the network trained with seed 0[/]"
+        "accuracy: on the validation split, of references that this machine has trained; "
+        "the others are trained when first used",
+        style="dim",
     )
     return 0
 
 
-def _workload(summary: Any) -> dict[str, Any]:
-    raise NotImplementedError
+def _networks(row: dict[str, Any]) -> Table:
+    right = ("parameters", "MACs", "accuracy", "to train")
+    table = make_table("network", *right, right=right)
+    for network in row["networks"]:
+        references = network["references"]
+        values = [reference["accuracy_validation"] for reference in references]
+        seconds = [reference["train_s"] for reference in references]
+        seeds = f" ({len(references)} seeds)" if len(references) > 1 else ""
+        table.add_row(
+            cell(f"{row['name']}/{network['name']}", "cyan"),
+            count(network["parameters"]),
+            count(network["macs"]),
+            percent(sum(values) / len(values)) + seeds if values else "-",
+            duration(sum(seconds) / len(seconds)) if seconds else "-",
+        )
+    return table
 
 
 def list_compressors(as_json: JsonFlag = False) -> int:

@@ -9,18 +9,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flatsat.errors import UsageError
 from flatsat.harness.cli.completion import complete_runs
 from flatsat.harness.cli.examples import add_verb
 from flatsat.harness.cli.session import JsonFlag, open_lab, out, print_json, working
 from flatsat.harness.cli.style import cell, facts_table, make_table, state_text
-from flatsat.harness.names import choice_error
+from flatsat.harness.records import find_run, open_record
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from flatsat.harness.lab import Lab
-    from flatsat.reports.rows import RunCounts, RunRow, Store
+    from flatsat.reports.rows import RunCounts, RunRow
 
 runs = typer.Typer(
     help="The runs that the record holds.", no_args_is_help=True, rich_markup_mode="rich"
@@ -154,44 +152,6 @@ def show_run(ctx: typer.Context, run: RunArgument, as_json: JsonFlag = False) ->
         )
     console.print(table)
     return 0
-
-
-def open_record(lab: Lab) -> Store:
-    """Open a lab's record, without making one.
-
-    Raises:
-        UsageError: there is none yet.
-    """
-    if not (lab.root / "record.db").is_file():
-        raise UsageError(
-            f"no record in {lab.root} yet",
-            hint="measure something first (flatsat demo), or name the lab with --lab DIR",
-        )
-    return lab.store()
-
-
-def find_run(store: Store, wanted: str) -> RunRow:
-    """Return the run of an identifier or the start of one; "last" is the newest.
-
-    Raises:
-        UsageError: none or several fit.
-    """
-    found = store.runs()
-    if not found:
-        raise UsageError("the record holds no run yet", hint="start one with: flatsat demo")
-    if wanted == "last":
-        return found[-1]
-    fitting = [run for run in found if run.run_id == wanted] or [
-        run for run in found if run.run_id.startswith(wanted)
-    ]
-    if len(fitting) == 1:
-        return fitting[0]
-    if fitting:
-        raise UsageError(
-            f"{len(fitting)} runs start with {wanted!r}", hint="give more of the identifier"
-        )
-    message, _ = choice_error("run", wanted, [run.run_id for run in found])
-    raise UsageError(message, hint="list them with: flatsat runs list")
 
 
 def show_page(page: Path, open_: Open) -> None:

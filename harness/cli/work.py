@@ -11,7 +11,7 @@ from flatsat.errors import UsageError
 from flatsat.harness.cli.candidates import candidates_table
 from flatsat.harness.cli.completion import complete_toml
 from flatsat.harness.cli.examples import add_verb
-from flatsat.harness.cli.runs import Open, OpenOption, find_run, open_record, show_page
+from flatsat.harness.cli.runs import Open, OpenOption, show_page
 from flatsat.harness.cli.session import (
     JsonFlag,
     interruptible,
@@ -23,6 +23,7 @@ from flatsat.harness.cli.session import (
 )
 from flatsat.harness.cli.style import cell, facts_table
 from flatsat.harness.console import duration
+from flatsat.harness.records import find_run, open_record
 
 if TYPE_CHECKING:
     from flatsat.compressors.recipe import RecipeSpec
@@ -210,17 +211,9 @@ def search(
 
 def _chosen(path: Path, name: str | None, seed: int | None) -> list[RecipeSpec]:
     """Return the recipes of a file that are to be built."""
-    from dataclasses import replace
+    from flatsat.harness.config import choose_recipes
 
-    from flatsat.harness.config import load_recipes
-    from flatsat.harness.names import choice_error
-
-    recipes = load_recipes(path)
-    if name is not None and name not in recipes:
-        message, hint = choice_error("recipe", name, list(recipes))
-        raise UsageError(f"{path}: {message}", hint=hint)
-    specs = list(recipes.values()) if name is None else [recipes[name]]
-    return specs if seed is None else [replace(spec, seeds=(seed,)) for spec in specs]
+    return choose_recipes(path, name, seed)
 
 
 def _resumed(lab: Lab, config: str | None, run_id: str | None) -> str | None:
