@@ -45,10 +45,12 @@ def printable(text: str) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Return a duration as a reader says it: "8 s", "4 min", "1 h 20 min"."""
+    """Return a duration as a reader says it: "8 s", "2 min 30 s", "40 min", "1 h 20 min"."""
     whole = round(seconds)
     if whole < 100:
         return f"{whole} s"
+    if whole < 600:
+        return f"{whole // 60} min {whole % 60} s".removesuffix(" 0 s")
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
 
