@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,14 +33,21 @@ from flatsat.compressors.candidate import (
 )
 from flatsat.compressors.graph import LayerInfo, count, layers
 from flatsat.compressors.onnx_model import run_host
-from flatsat.compressors.recipe import LowerSpec, RecipeSpec, check, recipe_id, role_of
+from flatsat.compressors.recipe import (
+    LowerSpec,
+    RecipeKeyError,
+    RecipeSpec,
+    check,
+    recipe_id,
+    role_of,
+)
 from flatsat.compressors.registry import entry, step_class
 from flatsat.compressors.storage import bytes_by_coding
 from flatsat.datasets.fit import evaluate
 from flatsat.datasets.nets import build as build_net
 from flatsat.datasets.reference import reference
 from flatsat.datasets.workload import Workload, parse_ref
-from flatsat.errors import ModelError
+from flatsat.errors import ModelError, RecipeError
 from flatsat.seeds import integer_seed
 
 if TYPE_CHECKING:
@@ -199,7 +207,8 @@ def _transform(spec: RecipeSpec, network: Network, ctx: StepContext) -> Network:
         ctx.progress.update(f"compress {spec.name}", index, total, step.use)
         cls = step_class(step.use, "transform")
         started = time.process_time()
-        network = cls(cls.Params.model_validate(dict(step.params))).apply(network, ctx)
+        with _placed("step", index):
+            network = cls(cls.Params.model_validate(dict(step.params))).apply(network, ctx)
         told = {**network.history[-1], "cpu_s": time.process_time() - started}
         network = replace(network, history=(*network.history[:-1], told))
     return network
@@ -220,10 +229,12 @@ def _lower(
         if key not in floats:
             cls = step_class(lower.to, "lower")
             lowering = cls(cls.Params.model_validate(dict(lower.params)))
-            floats[key] = lowering.lower(network, folder, ctx)
+            with _placed("lower", index):
+                floats[key] = lowering.lower(network, folder, ctx)
         artifact = floats[key]
         if lower.int8 is not None:
-            artifact, entry_of_pass = _int8(lower, artifact, folder, ctx)
+            with _placed("lower", index):
+                artifact, entry_of_pass = _int8(lower, artifact, folder, ctx)
             told.append(entry_of_pass)
         if artifact not in kept:
             kept.append(artifact)
@@ -255,6 +266,17 @@ def _int8(
         "top1_agreement_with_float": _goldens_agree(folder, source, artifact),
         "accuracy_validation": _host_accuracy(folder / artifact.file, artifact, ctx),
     }
+
+
+@contextlib.contextmanager
+def _placed(*path: str | int) -> Iterator[None]:
+    """Let a refusal say which table of the recipe it is about."""
+    try:
+        yield
+    except RecipeKeyError:
+        raise
+    except RecipeError as error:
+        raise RecipeKeyError(error.message, path, hint=error.hint) from error
 
 
 def _goldens_agree(folder: Path, left: Artifact, right: Artifact) -> float:
@@ -289,9 +311,9 @@ def _pictures(network: Network, found: list[LayerInfo]) -> Mapping[str, np.ndarr
     return {}
 
 
-def _summed(history: tuple[Mapping[str, object], ...], key: str) -> float:
+def _summed(history: tuple[Mapping[str, object], ...], key: str) -> int:
     costs = [entry_of_step.get("cost", {}) for entry_of_step in history]
-    return sum(float(cost.get(key, 0)) for cost in costs if isinstance(cost, Mapping))
+    return sum(int(cost.get(key, 0)) for cost in costs if isinstance(cost, Mapping))
 
 
 def _plain(value: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,10 +18,21 @@ from flatsat.datasets.workload import Workload, parse_ref
 from flatsat.errors import RecipeError, UsageError
 
 if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
+
     from flatsat.compressors.base import StepParams
     from flatsat.progress import Progress
 
 KeyPath = tuple[str | int, ...]
+
+
+# What pydantic calls them in Python's words.
+_KINDS = {
+    "dict_type": "must be a table",
+    "model_type": "must be a table",
+    "list_type": "must be an array",
+    "tuple_type": "must be an array",
+}
 
 
 class RecipeKeyError(RecipeError):
@@ -321,10 +333,15 @@ def _validated(
         if first["type"] == "missing":
             raise RecipeKeyError("is missing", place) from None
         if first["type"] == "extra_forbidden":
-            known = [*_field_names(model), *also]
+            known = [*model.model_fields, *also]
             raise _unknown(str(first["loc"][-1]), known, place) from None
-        text = first["msg"].removeprefix("Value error, ").replace("Input should", "must")
-        raise RecipeKeyError(text, _existing(raw, place)) from None
+        text = _KINDS.get(first["type"]) or (
+            first["msg"].removeprefix("Value error, ").replace("Input should", "must")
+        )
+        shown = repr(first["input"])
+        if first["type"] != "value_error" and len(shown) <= 60:
+            text += f", not {shown}"
+        raise RecipeKeyError(text, _existing(raw, place), hint=_choice(first)) from None
 
 
 def _unknown(key: str, known: Sequence[str], place: KeyPath) -> RecipeKeyError:
@@ -333,8 +350,13 @@ def _unknown(key: str, known: Sequence[str], place: KeyPath) -> RecipeKeyError:
     return RecipeKeyError("unknown key", place, hint=hint)
 
 
-def _field_names(model: type[BaseModel]) -> list[str]:
-    return list(model.model_fields)
+def _choice(fault: ErrorDetails) -> str | None:
+    """Return the nearest of the values that a choice takes, as a hint."""
+    if fault["type"] != "literal_error" or not isinstance(fault["input"], str):
+        return None
+    allowed = re.findall(r"'([^']*)'", str(fault.get("ctx", {}).get("expected", "")))
+    near = difflib.get_close_matches(fault["input"], allowed, n=1)
+    return f"did you mean {near[0]!r}?" if near else None
 
 
 def _existing(raw: Any, place: KeyPath) -> KeyPath:
