@@ -9,9 +9,10 @@ import sys
 import zipfile
 from typing import List, Optional
 
+from .line import Line, take_stdio
 from .processes import Launcher
 from .store import Store, digest_of
-from .supervisor import run, take_stdio
+from .supervisor import Supervisor, serve
 
 
 def unpack(archive: str, store: Store) -> str:
@@ -44,10 +45,17 @@ def main(argv: Optional[List[str]] = None) -> int:
         metavar="RUNTIME=FOLDER",
         help="where a runtime's modules lie, if the interpreter doesn't find them by itself",
     )
+    parser.add_argument(
+        "--silence",
+        type=float,
+        default=30.0,
+        metavar="SECONDS",
+        help="end after so long without a message from the host, while no job runs",
+    )
     arguments = parser.parse_args(argv)
-    fd_in, fd_out = take_stdio()
-    archive = os.path.abspath(sys.argv[0])
+    line = Line(*take_stdio(), patience_s=arguments.silence)
     store = Store(arguments.store)
-    code = unpack(archive, store)
-    sites = dict(entry.split("=", 1) for entry in arguments.site)
-    return run(fd_in, fd_out, store, Launcher(code, sites), os.path.basename(code))
+    code = unpack(os.path.abspath(sys.argv[0]), store)
+    launcher = Launcher(code, dict(entry.split("=", 1) for entry in arguments.site))
+    agent = os.path.basename(code)
+    return serve(Supervisor(line, store, launcher, agent, arguments.silence))

@@ -7,10 +7,13 @@ import hashlib
 import os
 import re
 import shutil
+import time
 from typing import IO, Optional, Set, Tuple
 
 _SHA = re.compile(r"[0-9a-f]{64}")
 _PIECE = 1 << 20
+_KEPT_BYTES = 4 << 30
+_KEPT_PARTIAL_S = 7 * 24 * 3600
 
 
 class StoreError(Exception):
@@ -66,6 +69,7 @@ class Store:
         if sha in self._checked:
             return os.path.exists(path)
         try:
+            os.utime(path)
             whole = digest_of(path) == sha
         except OSError:
             return False
@@ -128,12 +132,28 @@ class Store:
         self._checked.add(sha)
         return sha, size
 
-    def drop(self, sha: str) -> None:
-        """Forget a blob that nobody needs any more."""
-        try:
-            os.unlink(self.path(sha))
-        except OSError:
-            pass
+    def free_bytes(self) -> int:
+        """Return the room that is left on this disk."""
+        return shutil.disk_usage(self.root).free
+
+    def prune(self, keep_bytes: int = _KEPT_BYTES) -> None:
+        """Drop the blobs that were longest not used beyond `keep_bytes`, or beyond half the disk.
+
+        Transfers that nobody went on with for a week go, too.
+        """
+        entries = []
+        for name in os.listdir(self._blobs):
+            status = os.stat(os.path.join(self._blobs, name))
+            entries.append((status.st_mtime, status.st_size, name))
+        left = min(keep_bytes, (sum(entry[1] for entry in entries) + self.free_bytes()) // 2)
+        for _, size, name in sorted(entries, reverse=True):
+            left -= size
+            if left < 0:
+                os.unlink(os.path.join(self._blobs, name))
+        for name in os.listdir(self._partial):
+            path = os.path.join(self._partial, name)
+            if time.time() - os.path.getmtime(path) > _KEPT_PARTIAL_S:
+                os.unlink(path)
 
     def fresh_work(self) -> str:
         """Return the work folder, emptied of what an earlier job left."""
