@@ -159,14 +159,17 @@ class PlainProgress:
         share = done / total if total else 1.0
         now = self._clock()
         ended = done >= total
-        if task in self._said and not ended:
+        known = task in self._said
+        if known and not ended:
             said_at, said_share = self._said[task]
             if now - said_at < PLAIN_EVERY_S and share - said_share < PLAIN_EVERY_SHARE:
                 return
         self._said[task] = (now, share)
         parts = [f"{task}: {100 * share:.0f} %"]
         if ended:
-            parts.append(f"done in {duration(self._left.end(task))}")
+            took_s = self._left.end(task)
+            # A task that is first heard of when it ends tells nothing of how long it took.
+            parts += [f"done in {duration(took_s)}"] if known else []
             del self._said[task]
         elif left is not None:
             parts.append(f"about {duration(left)} left")

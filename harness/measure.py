@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from flatsat.errors import InfrastructureError, ModelError, UsageError
 from flatsat.harness import measure_json, publish
 from flatsat.harness.names import choice_error
-from flatsat.harness.plan import Settings
+from flatsat.harness.plan import Settings, expected_s, plan_jobs
 from flatsat.harness.run import begin_run, measure_candidates
 from flatsat.jobspec import JobKind, MeasurePlan
 from flatsat.outcome import AgreementResult, Failed, Fault, Health, Inconclusive, Measured, Owner
@@ -267,15 +267,21 @@ def measure_model(
     store = lab.store()
     config = {**asdict(request), "model": name, "candidate_id": candidate.candidate_id}
     run_id = begin_run(lab, store, kind="measure", config=config, seed=0)
+    # What goes wrong is told by the result, not line by line while it happens.
+    sink = _Remembering(progress)
+    chosen = replace(candidate, artifacts=tuple(artifacts))
+    jobs = plan_jobs(run_id, [chosen], [request.board], settings)
+    seconds = sum(expected_s(job) for job in jobs)
     try:
+        progress.update("measure", 0.0, seconds, f"{name} on {request.board}")
         store.put_note(run_id, "title", f"measure {name} on {request.board}")
         rows = measure_candidates(
             lab,
             run_id,
-            [candidate],
+            [chosen],
             boards=[request.board],
             settings=settings,
-            progress=progress,
+            progress=sink,
         )
     except BaseException:
         publish.quietly_mark(lab, store, run_id, "interrupted")
@@ -286,7 +292,7 @@ def measure_model(
     wanted = {artifact.sha256: artifact for artifact in artifacts}
     if not rows:
         raise InfrastructureError(
-            f"board {request.board!r} gave nothing",
+            sink.last or f"board {request.board!r} gave nothing",
             hint=f"examine it with: flatsat board doctor {request.board}",
         )
     return tuple(
@@ -294,6 +300,20 @@ def measure_model(
         for row in rows
         if row.job.artifact in wanted
     )
+
+
+class _Remembering:
+    """Passes progress on, and keeps the last line instead of showing it."""
+
+    def __init__(self, inner: Progress) -> None:
+        self._inner = inner
+        self.last = ""
+
+    def update(self, task: str, done: float, total: float, note: str = "") -> None:
+        self._inner.update(task, done, total, note)
+
+    def log(self, message: str) -> None:
+        self.last = message
 
 
 def resolve_model(lab: Lab, model: str) -> tuple[Candidate, str]:
@@ -476,8 +496,17 @@ def _artifacts(candidate: Candidate, role: str | None) -> list[Artifact]:
 
 
 def _import(lab: Lab, path: Path) -> Candidate:
-    from flatsat.compressors.importing import import_model
+    from onnx import defs
 
+    from flatsat.compressors.importing import import_model
+    from flatsat.compressors.onnx_model import load, opset
+
+    version, newest = opset(load(path)), defs.onnx_opset_version()
+    if version > newest:
+        raise ModelError(
+            f"{path}: no runtime can take opset {version}: the newest is {newest}",
+            hint="export it with opset 17, which the runtimes of older boards load, too",
+        )
     return import_model(path, None, lab.candidates_dir)
 
 
