@@ -1,0 +1,69 @@
+"""From the sum of single layers to the whole network: scale and offset by measured networks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+LEAST_SPREAD = 1.05
+"""Fit an offset only where the largest predicted sum is so many times the least."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """measured = scale x (sum of layers) + offset; neither is negative.
+
+    Attributes:
+        scale: above 0.
+        offset_ns: what no layer accounts for: calls, pooling, copies.
+        points: measured networks behind it.
+        residual: median of |fitted / measured - 1| over these points.
+    """
+
+    scale: float
+    offset_ns: float
+    points: int
+    residual: float
+
+
+def calibrate(sums_ns: Sequence[float], measured_ns: Sequence[float]) -> Calibration:
+    """Fit scale and offset by non-negative least squares of the relative error.
+
+    With one network, or networks of nearly the same sum, the scale alone.
+
+    Args:
+        sums_ns: sum of the table's layers of each measured network, positive.
+        measured_ns: its latency as measured, positive.
+
+    Raises:
+        ValueError: no network, or not equally many.
+    """
+    sums, measured = np.asarray(sums_ns, dtype=float), np.asarray(measured_ns, dtype=float)
+    if sums.shape != measured.shape or not sums.size:
+        raise ValueError(f"{sums.size} sums and {measured.size} measurements")
+    scale, offset = float(np.exp(np.mean(np.log(measured / sums)))), 0.0
+    if sums.max() / sums.min() >= LEAST_SPREAD:
+        from scipy.optimize import nnls
+
+        columns = np.stack([sums / measured, 1.0 / measured], axis=1)
+        # Columns of like size, or the solver's tolerance would drop the offset.
+        size = columns.max(axis=0)
+        solution, _ = nnls(columns / size, np.ones_like(sums))
+        fitted_scale, fitted_offset = (solution / size).tolist()
+        if fitted_scale > 0:
+            scale, offset = fitted_scale, fitted_offset
+    residual = float(np.median(np.abs((scale * sums + offset) / measured - 1.0)))
+    return Calibration(scale, offset, int(sums.size), residual)
+
+
+def prediction_error(predicted_ns: Sequence[float], measured_ns: Sequence[float]) -> float:
+    """Return the median of |predicted / measured - 1|; NaN without pairs.
+
+    Over predictions that were made before the measurement: an error in the open, no residual.
+    """
+    if not len(predicted_ns):
+        return float("nan")
+    ratio = np.asarray(predicted_ns, dtype=float) / np.asarray(measured_ns, dtype=float)
+    return float(np.median(np.abs(ratio - 1.0)))
