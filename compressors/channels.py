@@ -354,6 +354,7 @@ def _shrink(info: LayerInfo, gone_in: int, gone_out: int) -> LayerInfo:
         in_channels=ins,
         out_channels=outs,
         groups=groups,
+        depthwise=info.depthwise and groups > 1,
         params=params,
         nonzeros=params,
         macs=info.macs // weights * new_weights,

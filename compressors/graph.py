@@ -120,7 +120,13 @@ def _traced(
         # A tracer that walks foreign code may raise anything.
         line = (str(fault).splitlines() or [type(fault).__name__])[0]
         raise RecipeError(f"the network's channels can't be traced: {line}") from fault
-    return [_group(graph, group, traced, order) for group in raw]
+    found = [_group(graph, group, traced, order) for group in raw]
+    missing = [name for name in order if not any(name in group.layers for group in found)]
+    if missing:
+        raise RecipeError(
+            f"the network's channels can't be traced: {missing[0]} has no gradient to the output"
+        )
+    return found
 
 
 def _group(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
 from pydantic import Field, model_validator
 
@@ -10,6 +10,9 @@ from flatsat.compressors.base import Network, StepContext, StepParams
 from flatsat.datasets.nets import width_for_macs
 from flatsat.datasets.reference import reference
 from flatsat.errors import RecipeError
+
+if TYPE_CHECKING:
+    from flatsat.datasets.workload import Workload
 
 
 class NarrowParams(StepParams):
@@ -60,7 +63,7 @@ class Narrow:
             )
         dense = ctx.workload.cost(ctx.network).macs
         target = self._params.macs or int(dense * (self._params.macs_ratio or 1.0))
-        width = self._width(target, dense, ctx)
+        width = width_at_most(ctx.workload, ctx.network, target)
         trained = reference(
             ctx.workload,
             ctx.network,
@@ -80,20 +83,23 @@ class Narrow:
         }
         return network.after(trained.module, entry, masks={})
 
-    def _width(self, target: int, dense: int, ctx: StepContext) -> float:
-        if target == dense:
-            return 1.0
-        width = width_for_macs(
-            ctx.network,
-            max(1, target),
-            classes=ctx.classes,
-            input_shape=ctx.workload.image_shape,
+
+def width_at_most(workload: Workload, network: str, macs: int) -> float:
+    """Return the width multiplier of the largest `network` with at most `macs` MACs an image.
+
+    Raises:
+        RecipeError: one channel everywhere has more.
+        UsageError: no such network.
+    """
+    if macs == workload.cost(network).macs:
+        return 1.0
+    width = width_for_macs(
+        network, max(1, macs), classes=workload.classes, input_shape=workload.image_shape
+    )
+    least = workload.cost(network, width).macs
+    if least > macs:
+        raise RecipeError(
+            f"{network} has {least} MACs with one channel a layer, above the target of {macs}",
+            hint="raise the target of narrow",
         )
-        macs = ctx.workload.cost(ctx.network, width).macs
-        if macs > target:
-            raise RecipeError(
-                f"{self.name}: {ctx.network} has {macs} MACs with one channel a layer, "
-                f"above the target of {target}",
-                hint="raise the target",
-            )
-        return width
+    return width
