@@ -82,8 +82,26 @@ def scale_of(values: Sequence[float]) -> dict[str, Any]:
         return {"rangemode": "tozero"}
     low, high = math.log10(min(values)), math.log10(max(values))
     room = 0.06 * (high - low)
-    few = "D1" if high - low > 2.2 else "D2"
-    return {"type": "log", "range": [low - room, high + room], "dtick": few}
+    low, high = low - room, high + room
+    ticks = log_ticks(10**low, 10**high)
+    return {
+        "type": "log",
+        "range": [low, high],
+        "tickmode": "array",
+        "tickvals": ticks,
+        "ticktext": [f"{tick:,g}" for tick in ticks],
+    }
+
+
+def log_ticks(low: float, high: float, most: int = 7) -> list[float]:
+    """Return at most so many round values between two positive ends."""
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for steps in ((1, 1.5, 2, 3, 4, 5, 6, 8), (1, 2, 3, 5), (1, 2, 5), (1, 3), (1,)):
+        ticks = [float(f"{s * 10.0**d:.3g}") for d in decades for s in steps]
+        ticks = [tick for tick in ticks if low <= tick <= high]
+        if len(ticks) <= most:
+            return ticks
+    return ticks[:: math.ceil(len(ticks) / most)]
 
 
 def _cost(measurement: MeasurementReport, name: str) -> float | None:

@@ -10,6 +10,8 @@ from flatsat.reports.figures import Figure, axis, base_layout, family, scale_of,
 from flatsat.reports.model import DRAWN_QUANTILES
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from flatsat.reports.model import BoardSection, MeasurementReport, ProcessTrace
 
 _SERIES = 8
@@ -26,61 +28,41 @@ def latency_by_process(section: BoardSection) -> Figure | None:
     if not shown:
         return None
     scale, unit = words.time_unit(_at(shown[0].traces[0], 0.5))
+    figure = _strips(shown, lambda _, ns: ns / scale)
+    ends = [_at(t, q) / scale for m in shown for t in m.traces for q in (0.1, 0.9)]
+    title = f"latency ({unit}, {section.clock.value} clock)"
+    figure["layout"]["xaxis"] = axis(title, **scale_of(ends))
+    return figure
+
+
+def latency_spread(section: BoardSection) -> Figure | None:
+    """Return the same strips, each around its candidate's own median, in per cent."""
+    shown = [m for m in section.measurements if m.traces and m.p50_ns.value]
+    if not shown:
+        return None
+
+    def around(measurement: MeasurementReport, ns: float) -> float:
+        return 100 * (ns / (measurement.p50_ns.value or ns) - 1)
+
+    figure = _strips(shown, around)
+    ends = [around(m, _at(t, q)) for m in shown for t in m.traces for q in (0.1, 0.9)]
+    room = 0.05 * (max(ends) - min(ends)) or 1.0
+    figure["layout"]["xaxis"] = axis(
+        "from the candidate's own median (%)",
+        range=[min(ends) - room, max(ends) + room],
+        ticksuffix=" %",
+    )
+    return figure
+
+
+def _strips(
+    shown: list[MeasurementReport], lay: Callable[[MeasurementReport, float], float]
+) -> Figure:
+    """Return a strip a measurement, with `lay` giving the place of a latency in ns."""
     data: list[dict[str, Any]] = []
     notes: list[dict[str, Any]] = []
     for row, measurement in enumerate(shown):
-        colour = f"var(--fam-{family(measurement)})"
-        count = len(measurement.traces)
-        places = [row - 0.16 + 0.54 * (i + 0.5) / count for i in range(count)]
-        lines_x: list[float | None] = []
-        lines_y: list[float | None] = []
-        for place, trace in zip(places, measurement.traces, strict=True):
-            lines_x += [_at(trace, 0.1) / scale, _at(trace, 0.9) / scale, None]
-            lines_y += [place, place, None]
-        common = {"type": "scatter", "showlegend": False}
-        data.append(
-            {
-                **common,
-                "mode": "lines",
-                "x": lines_x,
-                "y": lines_y,
-                "line": {"color": colour, "width": 1.5},
-                "opacity": 0.45,
-                "hoverinfo": "skip",
-            }
-        )
-        data.append(
-            {
-                **common,
-                "mode": "markers",
-                "x": [_at(t, 0.5) / scale for t in measurement.traces],
-                "y": places,
-                "customdata": [_process(measurement, t) for t in measurement.traces],
-                "hovertemplate": "%{customdata}<extra></extra>",
-                "marker": {
-                    "size": 6,
-                    "color": [
-                        colour if t.steady is not False else "var(--bad)"
-                        for t in measurement.traces
-                    ],
-                    "symbol": [
-                        "circle" if t.steady is not False else "x" for t in measurement.traces
-                    ],
-                },
-            }
-        )
-        if measurement.p50_ns.value is not None:
-            pooled = measurement.p50_ns.value / scale
-            data.append(
-                {
-                    **common,
-                    "mode": "lines",
-                    "x": [pooled, pooled],
-                    "y": [row - 0.2, row + 0.42],
-                    "line": {"color": "var(--ink)", "width": 1.5},
-                    "hoverinfo": "skip",
-                }
-            )
+        data += _strip(row, measurement, lay)
         notes.append(
             {
                 "text": f"{short(measurement.label, 40)}  <span style='color:var(--ink-3)'>"
@@ -90,14 +72,13 @@ def latency_by_process(section: BoardSection) -> Figure | None:
                 "xanchor": "left",
                 "y": row - 0.32,
                 "showarrow": False,
+                "bgcolor": "var(--surface)",
                 "font": {"size": 12.5, "color": "var(--ink)"},
             }
         )
-    ends = [_at(t, q) / scale for m in shown for t in m.traces for q in (0.1, 0.9)]
     return {
         "data": data,
         "layout": base_layout(
-            xaxis=axis(f"latency ({unit}, {section.clock.value} clock)", **scale_of(ends)),
             yaxis=axis(
                 range=[len(shown) - 0.45, -0.6], showgrid=False, showticklabels=False, ticks=""
             ),
@@ -107,6 +88,58 @@ def latency_by_process(section: BoardSection) -> Figure | None:
         ),
         "alt": f"Latencies of {sum(len(m.traces) for m in shown)} processes by candidate.",
     }
+
+
+def _strip(
+    row: int, measurement: MeasurementReport, lay: Callable[[MeasurementReport, float], float]
+) -> list[dict[str, Any]]:
+    traces = measurement.traces
+    colour = f"var(--fam-{family(measurement)})"
+    places = [row - 0.14 + 0.5 * (i + 0.5) / len(traces) for i in range(len(traces))]
+    common = {"type": "scatter", "showlegend": False}
+    lines_x: list[float | None] = []
+    lines_y: list[float | None] = []
+    for place, trace in zip(places, traces, strict=True):
+        lines_x += [lay(measurement, _at(trace, q)) for q in (0.1, 0.9)]
+        lines_x.append(None)
+        lines_y += [place, place, None]
+    parts = [
+        {
+            **common,
+            "mode": "lines",
+            "x": lines_x,
+            "y": lines_y,
+            "line": {"color": colour, "width": 2},
+            "opacity": 0.45,
+            "hoverinfo": "skip",
+        },
+        {
+            **common,
+            "mode": "markers",
+            "x": [lay(measurement, _at(t, 0.5)) for t in traces],
+            "y": places,
+            "customdata": [_process(measurement, t) for t in traces],
+            "hovertemplate": "%{customdata}<extra></extra>",
+            "marker": {
+                "size": [6 if t.steady is not False else 8 for t in traces],
+                "color": [colour if t.steady is not False else "var(--bad)" for t in traces],
+                "symbol": ["circle" if t.steady is not False else "x" for t in traces],
+            },
+        },
+    ]
+    if measurement.p50_ns.value is not None:
+        pooled = lay(measurement, measurement.p50_ns.value)
+        parts.append(
+            {
+                **common,
+                "mode": "lines",
+                "x": [pooled, pooled],
+                "y": [row - 0.18, row + 0.4],
+                "line": {"color": "var(--ink)", "width": 1.5},
+                "hoverinfo": "skip",
+            }
+        )
+    return parts
 
 
 def _process(measurement: MeasurementReport, trace: ProcessTrace) -> str:

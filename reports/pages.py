@@ -12,8 +12,6 @@ import functools
 import gzip
 import hashlib
 import json
-import os
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from flatsat.reports import figures, figures_latency, figures_search, pages_parts, words
+from flatsat.reports.files import write_atomically
 
 if TYPE_CHECKING:
     from flatsat.reports.figures import Figure
@@ -81,6 +80,7 @@ def run_html(report: RunReport) -> str:
         .render(
             report=report,
             title=_title(report),
+            headline=headline_text(report),
             links=_links(report, views, searches, bool(heats or masks)),
             views=views,
             searches=searches,
@@ -105,6 +105,16 @@ def headline_text(report: RunReport) -> str:
             said = ", ".join(f"{tile.figure} {tile.said}" for tile in tiles[:3])
             return f"{section.headline.label} on {section.board}: {said}"
     return ""
+
+
+def index_html(**values: object) -> str:
+    """Return the page that lists runs; `write_index` says from what."""
+    theme_js = _text("theme.js")
+    return (
+        environment()
+        .get_template("index.html")
+        .render(css=_text("page.css"), theme_js=theme_js, policy=_policy(theme_js), **values)
+    )
 
 
 @functools.cache
@@ -142,24 +152,6 @@ def environment() -> Environment:
     return env
 
 
-def write_atomically(out: Path, text: str) -> None:
-    """Write a text file so that a reader sees the old one or the new one, never a part.
-
-    Raises:
-        OSError: the folder can't be written; an older file is left as it was.
-    """
-    out.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=out.parent, prefix=f".{out.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            stream.write(text)
-        Path(name).chmod(0o644)
-        Path(name).replace(out)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-
-
 def script_json(value: object) -> str:
     """Return JSON that can stand inside a script element, whatever its strings hold."""
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
@@ -178,6 +170,7 @@ def _section_view(section: BoardSection) -> _SectionView:
         name: figure
         for name, draw in (
             ("process", figures_latency.latency_by_process),
+            ("spread", figures_latency.latency_spread),
             ("cumulative", figures_latency.latency_cumulative),
         )
         if (figure := draw(section)) is not None

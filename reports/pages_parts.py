@@ -188,7 +188,9 @@ def tiles(section: BoardSection) -> list[Tile]:
             f"{words.duration(reference.p50_ns.value)}"
         )
         spread = between(headline.faster)
-        found.append(Tile(figure, said, detail + (f"; 95 % interval {spread}" if spread else "")))
+        found.append(
+            Tile(figure, said, detail + (f"; 95\u00a0% interval {spread}" if spread else ""))
+        )
     if best.accuracy is not None:
         detail = change(best.accuracy)
         detail = f"{detail} against the dense reference" if detail else f"n={best.accuracy.n:,}"
@@ -203,7 +205,7 @@ def tiles(section: BoardSection) -> list[Tile]:
             Tile(
                 figure,
                 f"{said} {than} {narrow.against}",
-                detail + (f"; 95 % interval {spread}" if spread else ""),
+                detail + (f"; 95\u00a0% interval {spread}" if spread else ""),
             )
         )
     return found

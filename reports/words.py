@@ -12,7 +12,7 @@ MINUS = "\u2212"
 CROSS = "\u00d7"
 _TIMES = ((1e9, "s"), (1e6, "ms"), (1e3, "µs"), (1.0, "ns"))
 _BYTES = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "B"))
-_COUNTS = ((1e9, " G"), (1e6, " M"), (1e3, " k"), (1.0, ""))
+_COUNTS = ((1e9, "\u00a0G"), (1e6, "\u00a0M"), (1e3, "\u00a0k"), (1.0, ""))
 NONE = "\u2013"  # an en dash
 
 
@@ -43,12 +43,12 @@ def time_unit(ns: float) -> tuple[float, str]:
 
 def duration(ns: float | None) -> str:
     """Return a duration given in nanoseconds: "118 µs", "1.24 ms"."""
-    return NONE if ns is None else _scaled(ns, _TIMES, " ")
+    return NONE if ns is None else _scaled(ns, _TIMES, "\u00a0")
 
 
 def size(count: float | None) -> str:
     """Return a number of bytes in powers of 1000: "1.73 MB"."""
-    return NONE if count is None else _scaled(count, _BYTES, " ")
+    return NONE if count is None else _scaled(count, _BYTES, "\u00a0")
 
 
 def count(value: float | None) -> str:
@@ -63,7 +63,7 @@ def exact(value: float | None) -> str:
 
 def percent(share: float | None, digits: int = 1) -> str:
     """Return a share in [0, 1] as a percentage: "96.1 %"."""
-    return NONE if share is None else f"{100 * share:.{digits}f} %"
+    return NONE if share is None else f"{100 * share:.{digits}f}\u00a0%"
 
 
 def points(share: float) -> str:

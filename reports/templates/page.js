@@ -78,8 +78,7 @@ function draw(plot) {
   plot.querySelector(".wait")?.remove();
   return drawing.react(plot, data, layout, {
     responsive: true,
-    displaylogo: false,
-    modeBarButtonsToRemove: ["lasso2d", "select2d", "autoScale2d", "sendDataToCloud"],
+    displayModeBar: false,
   });
 }
 

@@ -1,6 +1,6 @@
 """A hand-made report with every part filled, for tests of the pages.
 
-`python tests/reports/pages/conftest.py FILE.html` renders it, to look at the page without measuring.
+`python tests/reports/pages/conftest.py FILE.html` renders it: a look at the page without measuring.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from flatsat.canonical import sha256_bytes
 from flatsat.reports.model import (
     DRAWN_QUANTILES,
     AccuracyReport,
@@ -130,7 +131,7 @@ def _measurement(
         candidate_id=f"c-{label}",
         label=str(label),
         role=str(role),
-        artifact=f"{abs(hash(label)):064x}"[:64],
+        artifact=sha256_bytes(str(label).encode()),
         format="onnx",
         precision=str(precision),
         size_bytes=size,
@@ -278,7 +279,7 @@ def _candidate(row: tuple[object, ...]) -> CandidateReport:
         {"validation": accuracy},
         layers,
         f'use = "{label}"',
-        ((f"{abs(hash(label)):064x}"[:64], "onnx", str(precision), size),),
+        ((sha256_bytes(str(label).encode()), "onnx", str(precision), size),),
     )
 
 
