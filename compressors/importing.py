@@ -6,6 +6,7 @@ import re
 import shutil
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -123,11 +124,12 @@ def _read_npz(path: Path) -> dict[str, np.ndarray[Any, Any]]:
     import numpy as np
 
     try:
-        with np.load(path, allow_pickle=False) as stored:
-            if not isinstance(stored, np.lib.npyio.NpzFile):
-                raise ModelError(f"{path} is a single array, no .npz archive")
+        stored = np.load(path, allow_pickle=False)
+        if not isinstance(stored, np.lib.npyio.NpzFile):
+            raise ModelError(f"{path} is a single array, no .npz archive")
+        with stored:
             return {key: stored[key] for key in stored.files}
-    except (ValueError, EOFError, zipfile.BadZipFile, NotImplementedError) as error:
+    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
         text = " ".join(str(error).split())[:200]
         raise ModelError(f"{path} is no .npz archive of plain arrays: {text}") from error
     except OSError as error:

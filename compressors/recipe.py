@@ -326,10 +326,12 @@ def _validated(
     try:
         return model.model_validate(dict(given))
     except ValidationError as error:
-        # A mistyped key makes a required one missing, too: tell the typing error.
-        faults = sorted(error.errors(include_url=False), key=lambda d: d["type"] == "missing")
+        faults = error.errors(include_url=False)
+        # A mistyped key makes a required one missing, too: tell the typing error. Of the branches
+        # of a union, tell the one that got furthest.
+        faults.sort(key=lambda d: (d["type"] == "missing", -len(_existing(raw, path + d["loc"]))))
         first = faults[0]
-        place = (*path, *first["loc"])
+        place = path + first["loc"]
         if first["type"] == "missing":
             raise RecipeKeyError("is missing", place) from None
         if first["type"] == "extra_forbidden":
@@ -360,13 +362,13 @@ def _choice(fault: ErrorDetails) -> str | None:
 
 
 def _existing(raw: Any, place: KeyPath) -> KeyPath:
-    """Return as much of `place` as the recipe holds: pydantic adds the branches of unions."""
+    """Return the parts of `place` that the recipe holds: pydantic adds the branches of unions."""
     found: list[str | int] = []
     for part in place:
         try:
             raw = raw[part]
         except (KeyError, IndexError, TypeError):
-            break
+            continue
         found.append(part)
     return tuple(found)
 
