@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import Connection, Select, Table, case, func, select
 
 from flatsat.reports import record, rows_sql
-from flatsat.reports.rows import DONE, RUNNING, CandidateRow, OutcomeRow, RunCounts
+from flatsat.reports.rows import DONE, RUNNING, CandidateRow, JobRow, OutcomeRow, RunCounts
 
 if TYPE_CHECKING:
     from sqlalchemy.sql import ColumnElement
@@ -119,6 +119,32 @@ def outcomes(
         logits=fetch(record.logits) if with_samples else [],
     )
     return rows_sql.assemble(jobs, parts)
+
+
+def reusable(
+    connection: Connection, reuse_key: str, not_before_utc: str | None, asking: JobRow | None
+) -> str | None:
+    """Return the newest measured job with this key that no other round of `asking` stands on."""
+    job, outcome = record.job, record.outcome
+    query = (
+        select(job.c.job_id)
+        .join(outcome, outcome.c.job_id == job.c.job_id)
+        .where(job.c.reuse_key == reuse_key, outcome.c.status == rows_sql.MEASURED)
+        .order_by(outcome.c.started_utc.desc(), job.c.job_id.desc())
+        .limit(1)
+    )
+    if not_before_utc is not None:
+        query = query.where(outcome.c.started_utc >= not_before_utc)
+    if asking is not None:
+        taken = select(source_job()).where(
+            job.c.reuse_key == reuse_key,
+            job.c.run_id == asking.run_id,
+            job.c.comparison.is_not_distinct_from(asking.comparison),
+            job.c.round != asking.round,
+        )
+        found = set(connection.execute(taken).scalars())
+        query = query.where(job.c.job_id.not_in(found))
+    return connection.execute(query).scalar_one_or_none()
 
 
 def source_job() -> ColumnElement[str]:

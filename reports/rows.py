@@ -248,8 +248,17 @@ class Store(Protocol):
             False, with nothing changed, where the job already had an outcome: the first stands.
         """
 
-    def reusable(self, reuse_key: str, not_before_utc: str | None = None) -> str | None:
-        """Return the newest measured job with this reuse key, or None."""
+    def reusable(
+        self, reuse_key: str, not_before_utc: str | None = None, for_job: str | None = None
+    ) -> str | None:
+        """Return the newest measured job with this reuse key, or None.
+
+        Args:
+            reuse_key: of JobSpec and board.
+            not_before_utc: it must not have started earlier.
+            for_job: the planned job that would reuse it; then never one that another round of the
+                same comparison already stands on, so that rounds stay separate measurements.
+        """
 
     def reuse_outcome(self, job_id: str, from_job_id: str, board_id: str | None = None) -> None:
         """Set a job done with the outcome of another that really ran."""

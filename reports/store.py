@@ -310,20 +310,13 @@ class SqlStore:
             )
             return True
 
-    def reusable(self, reuse_key: str, not_before_utc: str | None = None) -> str | None:
+    def reusable(
+        self, reuse_key: str, not_before_utc: str | None = None, for_job: str | None = None
+    ) -> str | None:
         """See `Store`."""
-        job, outcome = record.job, record.outcome
-        query = (
-            select(job.c.job_id)
-            .join(outcome, outcome.c.job_id == job.c.job_id)
-            .where(job.c.reuse_key == reuse_key, outcome.c.status == rows_sql.MEASURED)
-            .order_by(outcome.c.started_utc.desc(), job.c.job_id.desc())
-            .limit(1)
-        )
-        if not_before_utc is not None:
-            query = query.where(outcome.c.started_utc >= not_before_utc)
         with self._database.read() as connection:
-            return connection.execute(query).scalar_one_or_none()
+            asking = None if for_job is None else self._job(connection, for_job)
+            return queries.reusable(connection, reuse_key, not_before_utc, asking)
 
     def reuse_outcome(self, job_id: str, from_job_id: str, board_id: str | None = None) -> None:
         """See `Store`."""

@@ -330,6 +330,28 @@ def test_a_reused_outcome_shows_in_its_run_but_is_measured_once(store: Store) ->
         store.reuse_outcome("k", "j")
 
 
+def test_rounds_never_reuse_one_measurement_twice(store: Store) -> None:
+    key = reuse_key(a_spec(), "board-1")
+    first = [a_job(f"r{i}", round=i, comparison="run") for i in range(2)]
+    store.add_jobs("run-1", first)
+    assert store.reusable(key, for_job="r0") is None
+    put(store, "r0")
+    assert store.reusable(key, for_job="r1") is None  # else round 1 would be round 0 again
+    assert store.reusable(key) == "r0"
+    put(store, "r1", at=LATER)
+
+    store.begin_run(a_run("run-2"))
+    rounds = [a_job(f"s{i}", round=i, comparison="run") for i in range(3)]
+    again = a_job("again", round=0, comparison="run")
+    store.add_jobs("run-2", [*rounds, again, a_job("other", round=1, comparison="other")])
+    for job_id, source in (("s0", "r1"), ("s1", "r0")):
+        assert store.reusable(key, for_job=job_id) == source
+        store.reuse_outcome(job_id, source)
+    assert store.reusable(key, for_job="s2") is None
+    assert store.reusable(key, for_job="again") == "r1"  # the same round may say it again
+    assert store.reusable(key, for_job="other") == "r1"
+
+
 def test_outcomes_fit_every_filter(store: Store) -> None:
     store.put_board("board-2", "pi", "raspberry-pi")
     store.put_candidate(a_candidate())
