@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 from collections import deque
 from typing import TYPE_CHECKING, Protocol
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 _READ_BYTES = 1 << 16
+_PIPE_BYTES = 1 << 20
 _KEPT_LINES = 20
 
 
@@ -90,6 +92,10 @@ class PipeLink:
                 f"can't start the agent with {self._argv[0]}: {error}",
                 hint="check the board's python setting",
             ) from error
+        assert self._process.stdin is not None
+        pipe = self._process.stdin.get_extra_info("pipe")
+        with contextlib.suppress(OSError):
+            fcntl.fcntl(pipe.fileno(), fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
         self._listener = asyncio.create_task(self._listen())
 
     async def _listen(self) -> None:

@@ -41,7 +41,8 @@ _ANSWER_S = 30.0
 _GRACE_S = 30.0
 _PING_S = 10.0
 _SLOWEST_BYTES_PER_S = 8_000
-_CHUNK = 32 << 10
+_CHUNK = 60 << 10
+_PACK_ZEROS = 16
 _MULTI_PROCESS = (JobKind.LATENCY, JobKind.FAULTS)
 
 
@@ -125,10 +126,10 @@ class AgentSession:
             stream.seek(offset)
             while data := stream.read(_CHUNK):
                 head = bytes.fromhex(sha256) + offset.to_bytes(8, "little")
-                packed = zlib.compress(data, 1)
-                # Float images are mostly zero bytes; packed, they cross a slow line sooner.
-                if len(packed) < 0.9 * len(data):
-                    await self._send_bytes(Type.CHUNK, head + packed, PACKED)
+                # Zero bytes cost the framing most, and say that the data can be packed: float
+                # images and pruned weights are full of them, trained weights are not.
+                if data.count(0) > len(data) // _PACK_ZEROS:
+                    await self._send_bytes(Type.CHUNK, head + zlib.compress(data, 1), PACKED)
                 else:
                     await self._send_bytes(Type.CHUNK, head + data)
                 offset += len(data)
@@ -230,6 +231,8 @@ class AgentSession:
         evidence["environment"] = {
             **{key: facts.get(key) for key in kept},
             "python": evidence.pop("python", None),
+            "numpy": evidence.pop("numpy", None),
+            "runtime": evidence.get("runtime"),
             "before": states.get("before"),
             "after": states.get("after"),
         }

@@ -5,9 +5,7 @@ Everything is read from /proc and /sys; what a board does not tell is None or le
 
 from __future__ import annotations
 
-import hashlib
 import os
-import platform
 import sys
 from typing import Any, Dict, List, Optional
 
@@ -67,6 +65,8 @@ def _serial() -> str:
         return tree
     machine = read_text("/etc/machine-id")
     if machine:
+        import hashlib
+
         return hashlib.sha256(b"flatsat:" + machine.encode()).hexdigest()[:16]
     return ""
 
@@ -75,7 +75,7 @@ def _os_name() -> str:
     for line in (read_text("/etc/os-release") or "").splitlines():
         if line.startswith("PRETTY_NAME="):
             return line[len("PRETTY_NAME=") :].strip('"')
-    return platform.system()
+    return os.uname().sysname
 
 
 def _cpu_model(fields: Dict[str, str]) -> str:
@@ -83,7 +83,7 @@ def _cpu_model(fields: Dict[str, str]) -> str:
         return fields["model name"]
     # ARM kernels give numbers instead of a name.
     parts = [fields.get(key, "") for key in ("CPU implementer", "CPU part", "CPU revision")]
-    return " ".join(part for part in parts if part) or platform.machine()
+    return " ".join(part for part in parts if part) or os.uname().machine
 
 
 def identity() -> Dict[str, Any]:
@@ -95,9 +95,9 @@ def identity() -> Dict[str, Any]:
         "soc": read_text("/proc/device-tree/model") or read_text("/sys/class/dmi/id/product_name"),
         "cpu_model": _cpu_model(fields),
         "cpu_flags": sorted(set(flags.split())),
-        "arch": platform.machine(),
+        "arch": os.uname().machine,
         "os": _os_name(),
-        "kernel": platform.release(),
+        "kernel": os.uname().release,
         "firmware": read_text("/sys/class/dmi/id/bios_version")
         or read_text("/proc/device-tree/firmware/version"),
         "cores": os.cpu_count(),

@@ -165,7 +165,7 @@ def _merge(summary: Dict[str, Any], head: Mapping[str, Any]) -> None:
     """Add one process's findings to the job's."""
     evidence = summary["evidence"]
     evidence["processes"].append(head["process"])
-    for key in ("runtime", "layers", "capability"):
+    for key in ("runtime", "numpy", "layers", "capability"):
         if key in head:
             evidence[key] = head[key]
     if "logits" in head:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 import resource
@@ -32,8 +31,6 @@ def latency(runtime: Runtime, orders: Mapping[str, Any], result: Result) -> None
     plan = spec["plan"]
     model = _load(runtime, orders, result)
     call, args = _bind(model, spec)
-    gc.collect()
-    gc.disable()
     try:
         before = resource.getrusage(resource.RUSAGE_SELF)
         warm = warm_up(call, args, time.perf_counter_ns, plan["warmup"], plan["max_warmup"])
@@ -47,8 +44,6 @@ def latency(runtime: Runtime, orders: Mapping[str, Any], result: Result) -> None
         raise
     except Exception as error:
         raise run_fault(error) from error
-    finally:
-        gc.enable()
     _keep(result, warm, values, window_ns)
     result.process["involuntary_switches"] = after.ru_nivcsw - before.ru_nivcsw
     peak = facts.status_bytes("VmHWM")
