@@ -294,6 +294,7 @@ def quantise_activations(
     output = FakeQuantise(*ranges[""], bits)
     module.add_module("output_quantiser", output)
     module.register_forward_hook(_quantise_output)
+    module.eval()  # New modules start in training mode.
     return float(output.step) if output.levels else None
 
 
