@@ -10,7 +10,7 @@ import html
 import math
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from flatsat.reports import words
+from flatsat.reports import ranks, words
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -152,12 +152,8 @@ def describe(measurement: MeasurementReport) -> str:
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
     """Return the indices of (cost, gain) points that no other beats, cheapest first."""
-    order = sorted(range(len(points)), key=lambda i: (points[i][0], -points[i][1]))
-    front: list[int] = []
-    for index in order:
-        if not front or points[index][1] > points[front[-1]][1]:
-            front.append(index)
-    return front
+    held = ranks.pareto_front(points, ("minimise", "maximise"))
+    return sorted((i for i in range(len(points)) if held[i]), key=lambda i: points[i])
 
 
 def _around(estimate: Estimate, scale: float) -> tuple[float, float]:

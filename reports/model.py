@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from flatsat.reports.comparison import Comparison
     from flatsat.reports.model_search import SearchReport
     from flatsat.units import TimeKind
 
@@ -128,8 +129,8 @@ class MeasurementReport:
     """One artifact as measured on one board with one runtime and thread count.
 
     Attributes:
-        label: of the candidate and, where it has several artifacts, the artifact's role; unique
-            in its section.
+        label: of the candidate with, where they differ, seed, the artifact's role, runtime and
+            threads; unique in its section.
         role: "reference", "equal-macs", "compressed" or "imported".
         artifact: sha256; `format`, `precision` ("float", "int8", ...) and `size_bytes` are its.
         rounds, processes, n: jobs, fresh processes and counted inferences behind the latencies.
@@ -236,14 +237,16 @@ class Headline:
 
 @dataclass(frozen=True)
 class BoardSection:
-    """All that was measured on one board by one clock.
+    """All that was measured of one workload on one board by one clock.
 
     Attributes:
+        workload: "mnist-mini/lenet5"; "" for imported models.
         facts: (what, value) of the board: CPU, kernel, versions, ...
         measurements: fastest first.
         margin: accuracy loss, in [0, 1], that counts as none.
     """
 
+    workload: str
     board: str
     board_id: str
     kind: str
@@ -317,17 +320,6 @@ class FailureReport:
 
 
 @dataclass(frozen=True)
-class ComparisonReport:
-    """Two candidates by paired, interleaved rounds; `ratio.value` above 1: `label` is faster."""
-
-    board: str
-    clock: TimeKind
-    label: str
-    ratio: RatioReport
-    rounds: int
-
-
-@dataclass(frozen=True)
 class MaskPicture:
     """Which weights of a dense layer are kept.
 
@@ -374,7 +366,7 @@ class RunReport:
     """Everything that a run's page shows.
 
     Attributes:
-        state: "running", "finished", "interrupted" or "failed".
+        state: "running", "done", "incomplete", "interrupted" or "failed".
         config: the configuration as text.
         versions: (name, version) of FlatSat and of what it stands on.
         commands: what to type to do it again.
@@ -397,7 +389,7 @@ class RunReport:
     candidates: tuple[CandidateReport, ...]
     sections: tuple[BoardSection, ...]
     failures: tuple[FailureReport, ...] = ()
-    comparisons: tuple[ComparisonReport, ...] = ()
+    comparisons: tuple[Comparison, ...] = ()
     search: tuple[SearchReport, ...] = ()
     masks: Mapping[str, MaskPicture] = field(default_factory=dict)
     versions: tuple[tuple[str, str], ...] = ()

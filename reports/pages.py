@@ -33,6 +33,8 @@ _SIGNIFICANT = 6
 @dataclass(frozen=True)
 class _SectionView:
     section: BoardSection
+    where: str
+    best_role: str
     cpu: str
     tiles: list[pages_parts.Tile]
     trust: list[pages_parts.Chip]
@@ -65,7 +67,7 @@ def render_run(report: RunReport, out: Path) -> None:
 
 def run_html(report: RunReport) -> str:
     """Return a run's page."""
-    views = [_section_view(section) for section in report.sections]
+    views = [_section_view(section, _where(section, report)) for section in report.sections]
     searches = [_search_view(search) for search in report.search]
     drawn: dict[str, dict[str, Figure]] = {}
     for i, view in enumerate(views):
@@ -139,6 +141,7 @@ def environment() -> Environment:
         words.missing,
         words.interval_ns,
         words.plural,
+        words.points,
         figures.family,
         pages_parts.change,
     ):
@@ -160,7 +163,19 @@ def script_json(value: object) -> str:
     return text
 
 
-def _section_view(section: BoardSection) -> _SectionView:
+def _where(section: BoardSection, report: RunReport) -> str:
+    """Return the board's name with what tells this section from the others."""
+    others = [s for s in report.sections if s is not section and s.board == section.board]
+    if any(s.workload != section.workload for s in others):
+        return f"{section.board}, {section.workload or 'imported'}"
+    if any(s.clock != section.clock for s in others):
+        return f"{section.board}, {section.clock.value} clock"
+    if others:
+        return f"{section.board} ({section.board_id[:8]})"
+    return section.board
+
+
+def _section_view(section: BoardSection, where: str) -> _SectionView:
     pareto = {
         name: figure
         for name in figures.AXES
@@ -178,6 +193,8 @@ def _section_view(section: BoardSection) -> _SectionView:
     measured = section.measurements
     return _SectionView(
         section=section,
+        where=where,
+        best_role=best.role if (best := section.find(section.headline.label)) else "",
         cpu=next((value for what, value in section.facts if what.lower() == "cpu"), ""),
         tiles=pages_parts.tiles(section),
         trust=pages_parts.trust_chips(section),
@@ -225,7 +242,7 @@ def _links(
 ) -> list[tuple[str, str]]:
     links: list[tuple[str, str]] = []
     for i, view in enumerate(views):
-        on = f" ({view.section.board})" if len(views) > 1 else ""
+        on = f" ({view.where})" if len(views) > 1 else ""
         links.append((f"candidates{i}", f"Candidates{on}"))
         if i == 0:
             parts = (("pareto", "tradeoff", "Trade-off"), ("latency", "latency", "Latency"))

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         JobCounts,
         LayerReport,
         MaskPicture,
+        MeasurementReport,
         ProxyReport,
         RatioReport,
         RunReport,
@@ -175,22 +176,17 @@ def tiles(section: BoardSection) -> list[Tile]:
     best = section.find(headline.label)
     if best is None:
         return []
+    if headline.smaller is None or headline.faster is None:
+        return _absolute(best)
     found: list[Tile] = []
-    reference = next((m for m in section.measurements if m.role == "reference"), None)
-    if headline.smaller is not None and reference is not None:
-        figure, said = comparative(headline.smaller, "smaller", "larger")
-        detail = f"{words.size(best.size_bytes)} file against {words.size(reference.size_bytes)}"
-        found.append(Tile(figure, said, detail))
-    if headline.faster is not None and reference is not None:
-        figure, said = speed(headline.faster)
-        detail = (
-            f"median {words.duration(best.p50_ns.value)} against "
-            f"{words.duration(reference.p50_ns.value)}"
-        )
-        spread = between(headline.faster)
-        found.append(
-            Tile(figure, said, detail + (f"; 95\u00a0% interval {spread}" if spread else ""))
-        )
+    figure, said = comparative(headline.smaller, "smaller", "larger")
+    size = words.size(best.size_bytes * headline.smaller)
+    found.append(Tile(figure, said, f"{words.size(best.size_bytes)} file against {size}"))
+    figure, said = speed(headline.faster)
+    detail = f"median {words.duration(best.p50_ns.value)}"
+    if (reference := section.find(headline.faster.against)) is not None:
+        detail += f" against {words.duration(reference.p50_ns.value)}"
+    found.append(Tile(figure, said, _with_interval(detail, headline.faster)))
     if best.accuracy is not None:
         detail = change(best.accuracy)
         detail = f"{detail} against the dense reference" if detail else f"n={best.accuracy.n:,}"
@@ -198,16 +194,33 @@ def tiles(section: BoardSection) -> list[Tile]:
     narrow = best.versus_equal_macs
     if narrow is not None:
         figure, said = speed(narrow)
-        than = "as" if said == "as fast" else "than"
+        said = f"{said} {'as' if said == 'as fast' else 'than'} {narrow.against}"
         detail = "dense, trained from scratch at equal MACs"
-        spread = between(narrow)
-        found.append(
-            Tile(
-                figure,
-                f"{said} {than} {narrow.against}",
-                detail + (f"; 95\u00a0% interval {spread}" if spread else ""),
-            )
+        found.append(Tile(figure, said, _with_interval(detail, narrow)))
+    return found
+
+
+def _with_interval(detail: str, ratio: RatioReport) -> str:
+    spread = between(ratio)
+    return f"{detail}; 95\u00a0% interval {spread}" if spread else detail
+
+
+def _absolute(best: MeasurementReport) -> list[Tile]:
+    """Return the figures of a network that has nothing to be held against."""
+    spread = words.interval_ns(best.p50_ns)
+    found = [
+        Tile(
+            words.duration(best.p50_ns.value),
+            "median latency",
+            f"95\u00a0% interval {spread}" if spread else f"n={best.n:,}",
         )
+    ]
+    if best.accuracy is not None:
+        detail = f"n={best.accuracy.n:,}"
+        found.append(Tile(words.percent(best.accuracy.value), best.accuracy.metric, detail))
+    if best.memory is not None:
+        found.append(Tile(words.size(best.memory.median_bytes), "peak memory", best.memory.method))
+    found.append(Tile(words.size(best.size_bytes), "model file", f"{best.format} {best.precision}"))
     return found
 
 

@@ -12,13 +12,15 @@ import numpy as np
 import pytest
 
 from flatsat.canonical import sha256_bytes
+from flatsat.reports.comparison import Comparison, Verdict
+from flatsat.reports.context import Context
+from flatsat.reports.interval import Interval
 from flatsat.reports.model import (
     DRAWN_QUANTILES,
     AccuracyReport,
     AgreementReport,
     BoardSection,
     CandidateReport,
-    ComparisonReport,
     Estimate,
     FailureReport,
     Headline,
@@ -222,6 +224,7 @@ def _section(rng: np.random.Generator, board: str, clock: TimeKind) -> BoardSect
     )
     best = next(m for m in measured if m.label == "filters-50 int8")
     return BoardSection(
+        workload="mnist-mini/lenet5",
         board=board,
         board_id="b" * 64,
         kind="host" if wall else "qemu-arm64",
@@ -369,10 +372,41 @@ def _mask(rng: np.random.Generator) -> MaskPicture:
     return MaskPicture("fc1", 300, 784, np.packbits(bits).tobytes(), (28, 28))
 
 
+def _comparison() -> Comparison:
+    where = Context(
+        "b" * 64,
+        "host",
+        "wall",
+        "onnxruntime",
+        "1.32.0",
+        "CPUExecutionProvider",
+        1,
+        (),
+        1,
+        (),
+        (),
+        "spawn",
+        "steady",
+        "flatsat.latency 1",
+    )
+    ratio = Interval(3.71, 3.62, 3.80, 0.95, 6, 6)
+    return Comparison(
+        "latency",
+        "p50",
+        "reference",
+        "filters-50 int8",
+        where,
+        ratio,
+        None,
+        Verdict.FASTER,
+        paired=True,
+        rounds=6,
+    )
+
+
 def make_report() -> RunReport:
     """Return a finished run on a real and an emulated board."""
     rng = np.random.default_rng(7)
-    ratio = RatioReport("reference", 3.71, 3.62, 3.8, "faster")
     return RunReport(
         run_id="run-20261124T231000-ab12cd",
         kind="run",
@@ -417,7 +451,7 @@ def make_report() -> RunReport:
                 times=2,
             ),
         ),
-        comparisons=(ComparisonReport("host", TimeKind.WALL, "filters-50 int8", ratio, 6),),
+        comparisons=(_comparison(),),
         search=(_search(rng),),
         masks={"c-magnitude": _mask(rng)},
         versions=(("FlatSat", "0.1.0"), ("torch", "2.13.0"), ("onnxruntime", "1.32.0")),
