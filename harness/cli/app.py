@@ -37,7 +37,7 @@ app = typer.Typer(
         "flatsat demo",
         "flatsat measure model.onnx --board host",
         "flatsat run nightly.toml",
-        "flatsat compare deep-int8 reference",
+        "flatsat compare reference deep",
         "flatsat --install-completion",
     ),
 )

@@ -67,8 +67,8 @@ def doctor(
 
     lab = open_lab(ctx, prepare=True)
     chosen = lab.board(name)
-    with working(ctx):
-        findings = asyncio.run(examine(chosen))
+    with working(ctx), lab.pool().acquire(name) as lease:
+        findings = asyncio.run(examine(chosen, lease))
     if as_json:
         print_json(
             {

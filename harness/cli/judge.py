@@ -2,26 +2,51 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.text import Text
 
+from flatsat.errors import UsageError
 from flatsat.harness.cli.completion import (
     complete_boards,
     complete_candidates,
+    complete_compared,
     complete_toml,
 )
 from flatsat.harness.cli.examples import add_verb
 from flatsat.harness.cli.runs import Open, OpenOption, show_page
-from flatsat.harness.cli.session import JsonFlag, interruptible, open_lab, out, working
+from flatsat.harness.cli.session import (
+    JsonFlag,
+    interruptible,
+    open_lab,
+    out,
+    print_json,
+    working,
+)
 from flatsat.harness.cli.style import cell, make_table
+from flatsat.harness.console import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from flatsat.harness.flight.matrix import Matrix
+    from flatsat.reports.compare import Comparison, ComparisonReport
 
+COMPARE_STYLES = {
+    "faster": "green",
+    "less": "green",
+    "better": "green",
+    "equal": "green",
+    "non-inferior": "green",
+    "slower": "bold red",
+    "more": "bold red",
+    "worse": "bold red",
+    "inconclusive": "yellow",
+    "refused": "yellow",
+}
 VERDICT_STYLES = {
     "pass": "green",
     "pass_margin_short": "yellow",
@@ -31,8 +56,26 @@ VERDICT_STYLES = {
 }
 
 
+class StatisticName(StrEnum):
+    """What stands for a process."""
+
+    P10 = "p10"
+    P50 = "p50"
+    MEAN = "mean"
+
+
 def register(app: typer.Typer) -> None:
     """Add the verbs of this module to the command line."""
+    add_verb(
+        app,
+        "compare",
+        compare,
+        "flatsat compare reference deep",
+        "flatsat compare reference:float reference:int8 deep:int8 --within 1%",
+        "flatsat compare run-20260901 run-20260902",
+        panel="Work",
+        bare_is_help=True,
+    )
     add_verb(
         app,
         "validate",
@@ -42,6 +85,134 @@ def register(app: typer.Typer) -> None:
         panel="Work",
         bare_is_help=True,
     )
+
+
+def compare(
+    ctx: typer.Context,
+    names: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="A B [C ...]",
+            autocompletion=complete_compared,
+            help="The baseline, then what is held against it: candidates, or runs. "
+            "NAME:ROLE takes one artifact of a candidate.",
+        ),
+    ],
+    within: Annotated[
+        str,
+        typer.Option(metavar="SHARE", help="A difference in latency that still counts as equal."),
+    ] = "2%",
+    margin: Annotated[
+        str,
+        typer.Option(metavar="SHARE", help="A loss of accuracy that still counts as none."),
+    ] = "0.5%",
+    board: Annotated[
+        str, typer.Option(autocompletion=complete_boards, help="Where candidates are measured.")
+    ] = "host",
+    threads: Annotated[int, typer.Option(min=1, help="Intra-op threads.")] = 1,
+    rounds: Annotated[
+        int, typer.Option(min=1, help="Interleaved rounds; more of them see smaller differences.")
+    ] = 10,
+    statistic: Annotated[
+        StatisticName, typer.Option(help="Of each process's latencies.")
+    ] = StatisticName.P50,
+    accuracy: Annotated[
+        bool, typer.Option("--accuracy/--no-accuracy", help="Compare accuracy on the board, too.")
+    ] = True,
+    recorded: Annotated[
+        bool, typer.Option("--recorded", help="Measure nothing; take what the record holds.")
+    ] = False,
+    as_json: JsonFlag = False,
+    open_: OpenOption = Open.NO,
+) -> int:
+    """Hold candidates or runs against a baseline: faster, slower, equal, or not to be told.
+
+    Candidates are measured now, interleaved in rounds, so that the machine's drift favours none;
+    runs are compared by what they recorded. What can't be compared is refused, with the reason.
+
+    Exit code 0 without regression, 1 when something was shown to be worse, 2 when nothing could be
+    compared, 4 when something can't be told.
+    """
+    from flatsat.harness.compare import CompareRequest
+    from flatsat.harness.compare import compare as judge
+
+    request = CompareRequest(
+        names=tuple(names),
+        board=board,
+        threads=threads,
+        rounds=rounds,
+        threshold=parse_share("--within", within),
+        margin=parse_share("--margin", margin),
+        statistic=statistic.value,
+        accuracy=accuracy,
+        recorded=recorded,
+    )
+    lab = open_lab(ctx)
+    with interruptible("start it again"), working(ctx) as progress:
+        found = judge(lab, request, progress=progress)
+    if as_json:
+        print_json({**found.report.to_json(), "run_id": found.run_id})
+        return found.report.exit_code
+    show_comparison(out(), found.report)
+    if found.page is not None:
+        show_page(found.page, open_)
+    return found.report.exit_code
+
+
+def parse_share(option: str, text: str) -> float:
+    """Read "1%" or "0.01".
+
+    Raises:
+        UsageError: neither, or not between 0 and 1.
+    """
+    number, percent = (text[:-1], True) if text.endswith("%") else (text, False)
+    try:
+        share = float(number) / (100 if percent else 1)
+    except ValueError:
+        share = -1.0
+    if not 0 < share < 1:
+        raise UsageError(f"{option} {text!r} is no share above 0 and below 1", hint="such as 1%")
+    return share
+
+
+def show_comparison(console: Console, report: ComparisonReport) -> None:
+    """Write verdicts for people."""
+    console.print(cell(f"against {report.baseline}", "bold"))
+    right = ("by", "95 % interval")
+    table = make_table("candidate", "what", "verdict", *right, "", right=right)
+    for row in report.rows:
+        name = row.candidate
+        if row.baseline not in (report.baseline, row.candidate):
+            name += f" (to {row.baseline})"
+        what = row.quantity if row.quantity == "accuracy" else f"{row.quantity} {row.statistic}"
+        by, interval = _amount(row)
+        style = COMPARE_STYLES.get(row.verdict.value, "")
+        table.add_row(
+            cell(name, "cyan"),
+            what,
+            cell(row.verdict.value, style),
+            by,
+            interval,
+            Text(printable(row.why)),
+        )
+    console.print(table)
+    for note in report.notes:
+        console.print(cell(note, "dim"))
+
+
+def _amount(row: Comparison) -> tuple[str, Text]:
+    """Return by how much two differ, and the interval."""
+    if row.difference is not None:
+        found, scale, digits, unit, sign = row.difference, 100.0, 2, " points", "+"
+    elif row.ratio is not None:
+        found, scale, digits, unit, sign = row.ratio, 1.0, 3, "x", ""
+    else:
+        return "", Text("")
+    value = f"{scale * found.value:{sign}.{digits}f}{unit}"
+    if found.low is None or found.high is None:
+        return value, Text("")
+    low, high = (f"{scale * end:{sign}.{digits}f}" for end in (found.low, found.high))
+    return value, Text(f"{low} … {high}", style="dim")
 
 
 def validate(

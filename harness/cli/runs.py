@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import json
 import sys
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
@@ -95,14 +96,14 @@ def list_runs(ctx: typer.Context, as_json: JsonFlag = False) -> int:
         out().print("no runs yet; start one with: flatsat demo")
         return 0
     table = make_table(
-        "run", "kind", "started", "state", "jobs", "failed", right=("jobs", "failed")
+        "run", "what", "started", "state", "jobs", "failed", right=("jobs", "failed")
     )
     for run in found:
         count = counts.get(run.run_id)
         failed = 0 if count is None else count.failed
         table.add_row(
             cell(run.run_id, "cyan"),
-            run.kind,
+            cell(run_title(run)),
             local_time(run.started_utc),
             state_text(run.state),
             "" if count is None else f"{count.done}/{count.jobs}",
@@ -125,7 +126,7 @@ def show_run(ctx: typer.Context, run: RunArgument, as_json: JsonFlag = False) ->
     page = lab.run_dir(row.run_id) / "report.html"
     facts: list[tuple[str, object]] = [
         ("run", row.run_id),
-        ("kind", row.kind),
+        ("what", f"{row.kind} {run_title(row)}".rstrip()),
         ("state", row.state),
         ("started", local_time(row.started_utc)),
         ("finished", local_time(row.finished_utc)),
@@ -152,6 +153,13 @@ def show_run(ctx: typer.Context, run: RunArgument, as_json: JsonFlag = False) ->
         )
     console.print(table)
     return 0
+
+
+def run_title(run: RunRow) -> str:
+    """Return what a run's configuration calls it, or ""."""
+    config = json.loads(run.config_json)
+    table = config.get("file", {}).get("run", {}) if isinstance(config, dict) else {}
+    return str(table.get("name") or config.get("name") or config.get("model") or "")
 
 
 def show_page(page: Path, open_: Open) -> None:
@@ -185,4 +193,4 @@ def _run_json(run: RunRow, count: RunCounts | None) -> dict[str, object]:
 
     value = asdict(run)
     del value["config_json"]
-    return {**value, "jobs": None if count is None else asdict(count)}
+    return {**value, "name": run_title(run), "jobs": None if count is None else asdict(count)}
