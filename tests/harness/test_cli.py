@@ -7,8 +7,8 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,6 +17,7 @@ from flatsat.harness.cli.catalogue import parse_attributes
 from flatsat.harness.cli.measure import parse_axes, parse_cpus
 from flatsat.harness.cli.style import byte_count, nanoseconds
 
+Flatsat = Callable[..., Any]
 HEAVY = ("torch", "numpy", "pandas", "plotly", "onnx", "onnxruntime", "sqlalchemy", "scipy")
 VERBS = [
     ["demo"],
@@ -42,40 +43,6 @@ VERBS = [
     ["compressors", "list"],
     ["compressors", "show"],
 ]
-
-
-@dataclass(frozen=True)
-class Said:
-    code: int
-    out: str
-    err: str
-
-    @property
-    def error(self) -> str:
-        """The one line that an error must be."""
-        lines = self.err.strip().splitlines()
-        assert lines, "nothing was said"
-        assert len(lines) <= 2, self.err
-        assert all(line.startswith("hint: ") for line in lines[1:])
-        return "\n".join(lines)
-
-
-Flatsat = Callable[..., Said]
-
-
-@pytest.fixture
-def flatsat(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("FLATSAT_LAB", str(tmp_path / "lab"))
-    monkeypatch.setenv("COLUMNS", "140")
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments: str) -> Said:
-        capsys.readouterr()
-        code = entry.run(arguments)
-        captured = capsys.readouterr()
-        return Said(code, captured.out, captured.err)
-
-    return call
 
 
 def fresh(code: str) -> subprocess.CompletedProcess[str]:
