@@ -123,6 +123,8 @@ def _from_csv(source: Path) -> LabelledImages:
     try:
         with gzip.open(source, "rb") as stream:
             text = stream.read()
+        if not text.strip():
+            raise ValueError("it is empty")
         table = np.loadtxt(io.BytesIO(text), delimiter=",", dtype=np.float32, ndmin=2)
     except (OSError, EOFError, ValueError, zlib.error) as error:
         raise DataError(

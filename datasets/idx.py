@@ -27,6 +27,7 @@ _GZIP_MAGIC = b"\x1f\x8b"
 _UNSIGNED_BYTE = 0x08
 # The whole of MNIST is 47 MB; a header that claims more than this is damaged or hostile.
 _MOST_BYTES = 1 << 31
+_PIECE_BYTES = 1 << 20
 
 
 def read_idx(path: Path, *, axes: int) -> NDArray[np.uint8]:
@@ -48,7 +49,7 @@ def read_idx(path: Path, *, axes: int) -> NDArray[np.uint8]:
         shape = _read_header(stream, path, axes)
         size = math.prod(shape)
         # One byte more than claimed shows trailing data, and makes gzip check its CRC.
-        data = stream.read(size + 1)
+        data = _read_up_to(stream, size + 1)
         if len(data) < size:
             raise DataError(
                 f"{path}: truncated: expected {size} bytes after the header, found {len(data)}",
@@ -59,7 +60,9 @@ def read_idx(path: Path, *, axes: int) -> NDArray[np.uint8]:
                 f"{path}: trailing data: expected {size} bytes after the header, found more",
                 hint="fetch the file again",
             )
-    return np.frombuffer(data, dtype=np.uint8).reshape(shape)
+    pixels = np.frombuffer(data, dtype=np.uint8).reshape(shape)
+    pixels.flags.writeable = False
+    return pixels
 
 
 def read_idx_shape(path: Path, *, axes: int) -> tuple[int, ...]:
@@ -94,6 +97,14 @@ def _opened(path: Path) -> Iterator[IO[bytes]]:
         raise DataError(
             f"{path}: can't be read: {reason}", hint="check the path and its permissions"
         ) from error
+
+
+def _read_up_to(stream: IO[bytes], count: int) -> bytearray:
+    """Read in pieces: a damaged header's claim must not reserve gigabytes at once."""
+    data = bytearray()
+    while len(data) < count and (piece := stream.read(min(_PIECE_BYTES, count - len(data)))):
+        data += piece
+    return data
 
 
 def _read_header(stream: IO[bytes], path: Path, axes: int) -> tuple[int, ...]:
