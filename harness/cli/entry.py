@@ -86,6 +86,8 @@ def _invoke(arguments: Sequence[str]) -> int:
 def _report(error: BaseException) -> int:
     """Say what went wrong in one line, and how to mend it in another; return the exit code."""
     message, hint, code = _explain(error)
+    if not message:
+        return code
     say(message, style="yellow" if code == INTERRUPTED else "bold red")
     if hint:
         say(f"hint: {hint}")
@@ -124,8 +126,8 @@ def _explain(error: BaseException) -> tuple[str, str | None, int]:
 def _explain_usage(error: BaseException) -> tuple[str, str | None, int]:
     """Return what to say of a command line that can't be read."""
     text = str(getattr(error, "format_message")()).strip()  # noqa: B009
-    if not text:
-        return "error: no verb given", "see: flatsat --help", USAGE
+    if not text or type(error).__name__ == "NoArgsIsHelpError":
+        return "", None, USAGE  # The help was shown in place of an error.
     context = getattr(error, "ctx", None)
     verb = "flatsat" if context is None else context.command_path
     first = " ".join(text.split()).rstrip(".").replace("Input should", "must")

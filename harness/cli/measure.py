@@ -6,12 +6,20 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.text import Text
 
 from flatsat.errors import UsageError
 from flatsat.harness.cli.completion import complete_boards, complete_models
 from flatsat.harness.cli.examples import add_verb
 from flatsat.harness.cli.session import JsonFlag, open_lab, out, print_json, say, working
-from flatsat.harness.cli.style import byte_count, cell, facts_table, make_table, nanoseconds
+from flatsat.harness.cli.style import (
+    byte_count,
+    cell,
+    facts_table,
+    make_table,
+    nanosecond_range,
+    nanoseconds,
+)
 from flatsat.harness.console import printable
 
 if TYPE_CHECKING:
@@ -195,8 +203,8 @@ def _latency_table(latency: LatencySummary) -> object:
         interval: tuple[float, float] | None = getattr(latency, f"{name}_ci")
         style = "bold cyan" if name == "p50" else ""
         shown = nanoseconds(value) if value is not None else "too few samples"
-        between = "" if interval is None else " … ".join(nanoseconds(b) for b in interval)
-        table.add_row(cell(name, style), cell(shown, style), cell(between, "dim"))
+        between = nanosecond_range(*interval) if interval else ""
+        table.add_row(cell(name, style), cell(shown, style), Text(between, style="dim"))
     return table
 
 

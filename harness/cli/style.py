@@ -23,6 +23,16 @@ def nanoseconds(value: float | None, digits: int = 3) -> str:
     return f"{value:.0f} ns"
 
 
+def nanosecond_range(low: float | None, high: float | None) -> str:
+    """Return two durations with one unit: "14.3 … 14.9 µs"; "" without them."""
+    if low is None or high is None:
+        return ""
+    for scale, unit in ((1e9, "s"), (1e6, "ms"), (1e3, "µs"), (1.0, "ns")):
+        if abs(high) >= scale or unit == "ns":
+            return f"{_significant(low / scale)} … {_significant(high / scale)} {unit}"
+    raise AssertionError
+
+
 def byte_count(value: float | None) -> str:
     """Return a size with a decimal unit: "445 kB", "1.73 MB"."""
     if value is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from rich.text import Text
@@ -11,6 +12,7 @@ from flatsat.harness.cli.style import (
     cell,
     count,
     make_table,
+    nanosecond_range,
     nanoseconds,
     percent,
 )
@@ -21,7 +23,20 @@ if TYPE_CHECKING:
     from flatsat.harness.lab import Lab
     from flatsat.reports.model import BoardSection, MeasurementReport, RatioReport
 
-RIGHT = ("p50", "95 % interval", "p99", "faster", "accuracy", "memory", "file", "MACs")
+COLUMNS: dict[str, Callable[[MeasurementReport], Text]] = {
+    "p50": lambda m: Text(nanoseconds(m.p50_ns.value)),
+    "95 % interval": lambda m: Text(nanosecond_range(m.p50_ns.low, m.p50_ns.high), style="dim"),
+    "p99": lambda m: Text(nanoseconds(m.p99_ns.value)),
+    "faster": lambda m: _ratio(m.versus_reference),
+    "accuracy": lambda m: Text(percent(m.accuracy.value if m.accuracy else None)),
+    "file": lambda m: Text(byte_count(m.size_bytes)),
+    "memory": lambda m: Text(byte_count(m.memory.median_bytes if m.memory else None)),
+    "MACs": lambda m: Text(count(m.macs)),
+    "pareto": lambda m: Text("yes" if m.pareto else "", style="green"),
+}
+NARROW = ("95 % interval", "memory", "MACs")
+"""Columns that a terminal of fewer than `WIDE` columns is spared."""
+WIDE = 110
 COLOURS = {"faster": "green", "slower": "red"}
 
 
@@ -36,28 +51,15 @@ def show_sections(console: Console, lab: Lab, run_id: str) -> None:
 
 def _show(console: Console, section: BoardSection) -> None:
     timing = "" if section.clock == "wall" else f", {section.clock} time"
-    table = make_table(
-        "candidate",
-        *RIGHT,
-        "",
-        right=RIGHT,
-        title=f"{section.board} ({section.kind}{timing})",
-    )
+    shown = [name for name in COLUMNS if console.width >= WIDE or name not in NARROW]
+    place = f"{section.board} ({section.kind}{timing})"
+    title = f"{section.workload} on {place}" if section.workload else place
+    table = make_table("candidate", *shown, right=shown, title=title)
     several = len({m.threads for m in section.measurements}) > 1
     for found in section.measurements:
         label = f"{found.label} x{found.threads}" if several else found.label
-        table.add_row(
-            cell(label, "cyan" if found.role == "compressed" else "dim cyan"),
-            nanoseconds(found.p50_ns.value),
-            _interval(found),
-            nanoseconds(found.p99_ns.value),
-            _ratio(found.versus_reference),
-            percent(found.accuracy.value if found.accuracy else None),
-            byte_count(found.memory.median_bytes if found.memory else None),
-            byte_count(found.size_bytes),
-            count(found.macs),
-            cell("pareto" if found.pareto else " ", "green"),
-        )
+        style = "cyan" if found.role == "compressed" else "dim cyan"
+        table.add_row(cell(label, style), *(COLUMNS[name](found) for name in shown))
     console.print(table)
     if section.trust.crowded:
         console.print(
@@ -65,13 +67,6 @@ def _show(console: Console, section: BoardSection) -> None:
             f"{section.trust.cores} cores): these timings don't hold",
             style="yellow",
         )
-
-
-def _interval(found: MeasurementReport) -> Text:
-    low, high = found.p50_ns.low, found.p50_ns.high
-    if low is None or high is None:
-        return Text("")
-    return Text(f"{nanoseconds(low)} … {nanoseconds(high)}", style="dim")
 
 
 def _ratio(ratio: RatioReport | None) -> Text:
