@@ -37,9 +37,10 @@ def decode(blob: bytes, n: int, encoding: str = ENCODING) -> tuple[int, ...]:
             f"samples are encoded as {encoding!r}, which this version can't read",
             hint="read the record with the FlatSat that wrote it, or a newer one",
         )
-    deltas = np.frombuffer(decompress(blob), dtype="<u8")
-    if len(deltas) != n:
-        raise DataError(f"samples are damaged: {len(deltas)} values where {n} were recorded")
+    data = decompress(blob)
+    if len(data) != 8 * n:
+        raise DataError(f"samples are damaged: {len(data)} bytes where {n} values were recorded")
+    deltas = np.frombuffer(data, dtype="<u8")
     return tuple(np.cumsum(deltas, dtype=np.uint64).view(np.int64).tolist())
 
 
@@ -54,7 +55,12 @@ def decompress(blob: bytes) -> bytes:
     Raises:
         DataError: the frame is damaged.
     """
+    # Piece by piece: a damaged header may claim a size that no computer holds.
+    reader = zstandard.ZstdDecompressor().decompressobj()
     try:
-        return zstandard.ZstdDecompressor().decompress(blob)
-    except zstandard.ZstdError as error:
+        data = reader.decompress(blob)
+    except (zstandard.ZstdError, MemoryError) as error:
         raise DataError(f"a compressed value in the record is damaged: {error}") from error
+    if not reader.eof or reader.unused_data:
+        raise DataError("a compressed value in the record is damaged: its length is wrong")
+    return data
