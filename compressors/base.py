@@ -63,7 +63,7 @@ class Network:
         *,
         masks: Mapping[str, Tensor] | None = None,
     ) -> Network:
-        """Return the network that a step made: `entry` ends its history; masks stay unless given."""
+        """Return what a step made: `entry` ends its history; masks stay unless given."""
         kept = self.masks if masks is None else masks
         return replace(self, module=module, masks=kept, history=(*self.history, entry))
 
