@@ -94,6 +94,7 @@ def _worst(
 
 
 def trust(rows: Sequence[OutcomeRow], facts: Mapping[str, object]) -> TrustReport:
+    """Return what these outcomes of one board say of the state it was in."""
     asked = [row for row in rows if row.job.spec.plan.warmup == "steady"]
     steady = [reached for row in asked for reached in steady_by_process(row).values()]
     states = [state for row in rows for state in row.outcome.health]
@@ -112,6 +113,7 @@ def trust(rows: Sequence[OutcomeRow], facts: Mapping[str, object]) -> TrustRepor
 
 
 def shown_facts(facts: Mapping[str, object]) -> tuple[tuple[str, str], ...]:
+    """Return what a reader wants to know of a board as (what, value)."""
     found: list[tuple[str, str]] = []
     for key, name in _FACTS.items():
         value = facts.get(key)

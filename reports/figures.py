@@ -34,9 +34,15 @@ _LOG_FROM = 6.0
 
 def family(measurement: MeasurementReport) -> str:
     """Return the family by which a measurement is drawn, a key of `FAMILIES`."""
+    if measurement.role == "reference" and measurement.precision != "float":
+        return _compressed(measurement.precision)
     if measurement.role in ("reference", "equal-macs", "imported"):
         return measurement.role
-    return measurement.precision if measurement.precision in ("float", "int8") else "other"
+    return _compressed(measurement.precision)
+
+
+def _compressed(precision: str) -> str:
+    return precision if precision in ("float", "int8") else "other"
 
 
 def base_layout(**more: Any) -> dict[str, Any]:
@@ -199,7 +205,7 @@ def pareto(section: BoardSection, name: str) -> Figure | None:
             "x": [c / scale for _, c, _ in part],
             "y": [100 * a.value for _, _, a in part],
             "text": [short(m.label) if m.label in named else "" for m, _, _ in part],
-            "textposition": "top center",
+            "textposition": [_beside(c, [cost for _, cost, _ in shown]) for _, c, _ in part],
             "textfont": {"size": 12, "color": "var(--ink)"},
             "cliponaxis": False,
             "customdata": [describe(m) for m, _, _ in part],
@@ -248,6 +254,13 @@ def pareto(section: BoardSection, name: str) -> Figure | None:
     }
 
 
+def _beside(value: float, values: Sequence[float]) -> str:
+    """Return where a point's name stands so that it stays inside the figure."""
+    low, high = math.log(min(values)), math.log(max(values))
+    share = (math.log(value) - low) / (high - low) if high > low else 0.5
+    return "top right" if share < 0.3 else "top left" if share > 0.7 else "top center"
+
+
 def _bars(up: Sequence[float], down: Sequence[float], colour: str) -> dict[str, Any]:
     return {
         "type": "data",
@@ -260,6 +273,6 @@ def _bars(up: Sequence[float], down: Sequence[float], colour: str) -> dict[str, 
     }
 
 
-def short(label: str, most: int = 30) -> str:
+def short(label: str, most: int = 26) -> str:
     """Return a label cut to a length and escaped for Plotly."""
     return html.escape(label if len(label) <= most else label[: most - 1] + "…")

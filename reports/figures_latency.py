@@ -31,7 +31,12 @@ def latency_by_process(section: BoardSection) -> Figure | None:
     figure = _strips(shown, lambda _, ns: ns / scale)
     ends = [_at(t, q) / scale for m in shown for t in m.traces for q in (0.1, 0.9)]
     title = f"latency ({unit}, {section.clock.value} clock)"
-    figure["layout"]["xaxis"] = axis(title, **scale_of(ends))
+    scale_on = scale_of(ends)
+    if scale_on.get("type") != "log":
+        # Strips are places and not lengths: no need to begin at zero.
+        room = 0.05 * (max(ends) - min(ends)) or 0.05 * max(ends)
+        scale_on = {"range": [max(0.0, min(ends) - room), max(ends) + room]}
+    figure["layout"]["xaxis"] = axis(title, **scale_on)
     return figure
 
 

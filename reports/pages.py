@@ -41,6 +41,7 @@ class _SectionView:
     speeds: pages_parts.Spans | None
     proxies: pages_parts.Spans | None
     minis: list[pages_parts.Mini]
+    blind: str
     several_runtimes: bool
     unsteady: bool
     figures: dict[str, Any] = field(default_factory=dict)
@@ -164,15 +165,20 @@ def script_json(value: object) -> str:
 
 
 def _where(section: BoardSection, report: RunReport) -> str:
-    """Return the board's name with what tells this section from the others."""
+    """Return where a section was measured, with what tells it from the others."""
     others = [s for s in report.sections if s is not section and s.board == section.board]
-    if any(s.workload != section.workload for s in others):
-        return f"{section.board}, {section.workload or 'imported'}"
-    if any(s.clock != section.clock for s in others):
-        return f"{section.board}, {section.clock.value} clock"
-    if others:
-        return f"{section.board} ({section.board_id[:8]})"
-    return section.board
+    board = f"on {section.board}"
+    if any(s.workload == section.workload and s.clock != section.clock for s in others):
+        board += f", {section.clock.value} clock"
+    elif any(s.workload == section.workload for s in others):
+        board += f" ({section.board_id[:8]})"
+    if all(s.workload == section.workload for s in report.sections):
+        return board
+    return f"for {_network(section.workload)} {board}"
+
+
+def _network(workload: str) -> str:
+    return workload.rpartition("/")[2] or "imported models"
 
 
 def _section_view(section: BoardSection, where: str) -> _SectionView:
@@ -201,6 +207,7 @@ def _section_view(section: BoardSection, where: str) -> _SectionView:
         speeds=pages_parts.speed_spans(section),
         proxies=pages_parts.proxy_spans(section),
         minis=pages_parts.minis(section),
+        blind=pages_parts.blind(section),
         several_runtimes=len({(m.runtime, m.threads) for m in measured}) > 1,
         unsteady=any(t.steady is False for m in measured for t in m.traces),
         figures={
@@ -229,12 +236,15 @@ def _search_view(search: SearchReport) -> _SearchView:
 
 
 def _title(report: RunReport) -> str:
-    workloads = sorted({c.workload for c in report.candidates if c.workload})
+    tasks: dict[str, list[str]] = {}
+    for workload in sorted({c.workload for c in report.candidates if c.workload}):
+        task, _, network = workload.rpartition("/")
+        tasks.setdefault(task, []).append(network)
+    of = " and ".join(f"{task} ({', '.join(networks)})" for task, networks in tasks.items())
     boards = list(dict.fromkeys(section.board for section in report.sections))
     what = words.plural(len(report.candidates), "network")
-    of = f" for {', '.join(workloads)}" if workloads else ""
     where = f", measured on {' and '.join(boards)}" if boards else ""
-    return f"{what}{of}{where}"
+    return f"{what}{f' for {of}' if of else ''}{where}"
 
 
 def _links(
@@ -242,7 +252,7 @@ def _links(
 ) -> list[tuple[str, str]]:
     links: list[tuple[str, str]] = []
     for i, view in enumerate(views):
-        on = f" ({view.where})" if len(views) > 1 else ""
+        on = f" {view.where}" if len(views) > 1 else ""
         links.append((f"candidates{i}", f"Candidates{on}"))
         if i == 0:
             parts = (("pareto", "tradeoff", "Trade-off"), ("latency", "latency", "Latency"))

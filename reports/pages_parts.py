@@ -85,6 +85,7 @@ class Mini:
     points: tuple[tuple[float, float, str, str], ...]
     least: str
     most: str
+    flat: bool
 
 
 @dataclass(frozen=True)
@@ -322,6 +323,19 @@ def proxy_spans(section: BoardSection) -> Spans | None:
     return Spans(tuple(rows), ticks, 50.0)
 
 
+def blind(section: BoardSection) -> str:
+    """Return which proxies are equal for all that was measured, though the clock isn't."""
+    same = [p for p in section.proxies if len({value for _, value, _ in p.points}) == 1]
+    if not same:
+        return ""
+    times = [p50 for _, _, p50 in same[0].points]
+    names = " and ".join(p.proxy for p in same)
+    return (
+        f"Nothing to rank by in {names}: the same for all {len(times)}, while the clock tells "
+        f"fastest and slowest apart by {words.times(max(times) / min(times))}."
+    )
+
+
 def _placer(low: float, high: float) -> Callable[[float], float]:
     return lambda value: place(value, low, high, log=True)
 
@@ -351,6 +365,7 @@ def minis(section: BoardSection) -> list[Mini]:
                 ),
                 say(min(p[1] for p in points)),
                 say(max(p[1] for p in points)),
+                len({p[1] for p in points}) == 1,
             )
         )
     return found

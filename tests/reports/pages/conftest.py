@@ -453,7 +453,12 @@ def make_report() -> RunReport:
         ),
         comparisons=(_comparison(),),
         search=(_search(rng),),
-        masks={"c-magnitude": _mask(rng)},
+        masks={
+            "c-magnitude": _mask(rng),
+            "c-filters-50": MaskPicture(
+                "fc1", 40, 800, np.packbits(rng.random(32_000) < 0.1).tobytes()
+            ),
+        },
         versions=(("FlatSat", "0.1.0"), ("torch", "2.13.0"), ("onnxruntime", "1.32.0")),
         commands=("flatsat run config.toml --seed 0", "flatsat report run-20261124T231000-ab12cd"),
     )
