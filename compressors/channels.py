@@ -354,7 +354,7 @@ def _shrink(info: LayerInfo, gone_in: int, gone_out: int) -> LayerInfo:
         in_channels=ins,
         out_channels=outs,
         groups=groups,
-        depthwise=info.depthwise and groups > 1,
+        depthwise=groups > 1 and groups == ins == outs,
         params=params,
         nonzeros=params,
         macs=info.macs // weights * new_weights,

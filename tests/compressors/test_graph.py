@@ -161,7 +161,7 @@ GROUPS = {kind: channel_groups(made(kind), kind.shape) for kind in NETS}
 
 
 @pytest.mark.parametrize("kind", NETS, ids=lambda kind: kind.__name__)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(data=st.data())
 def test_cutting_channels_equals_zeroing_them(kind, data):
     net, groups = made(kind, data.draw(st.integers(0, 3))), GROUPS[kind]
