@@ -58,6 +58,13 @@ _STEPS = (
         "remove the filters of least L1 norm with all that is coupled to them (Li et al. 2017)",
     ),
     StepEntry(
+        "channel-prune",
+        "transform",
+        "channel_policy:ChannelPrune",
+        "keep a given share of each group's channels, reconstruct by least squares (He et al. 2018)",
+        needs=("calibration",),
+    ),
+    StepEntry(
         "fine-tune",
         "transform",
         "train:FineTune",
