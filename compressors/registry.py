@@ -61,7 +61,7 @@ _STEPS = (
         "channel-prune",
         "transform",
         "channel_policy:ChannelPrune",
-        "keep a given share of each group's channels, reconstruct by least squares (He et al. 2018)",
+        "keep a share of each group's channels, reconstruct by least squares (He et al. 2018)",
         needs=("calibration",),
     ),
     StepEntry(
