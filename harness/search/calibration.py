@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -58,12 +59,31 @@ def calibrate(sums_ns: Sequence[float], measured_ns: Sequence[float]) -> Calibra
     return Calibration(scale, offset, int(sums.size), residual)
 
 
-def prediction_error(predicted_ns: Sequence[float], measured_ns: Sequence[float]) -> float:
-    """Return the median of |predicted / measured - 1|; NaN without pairs.
+def prediction_error(predicted_ns: Sequence[float], measured_ns: Sequence[float]) -> float | None:
+    """Return the median of |predicted / measured - 1|; None without pairs.
 
     Over predictions that were made before the measurement: an error in the open, no residual.
     """
     if not len(predicted_ns):
-        return float("nan")
+        return None
     ratio = np.asarray(predicted_ns, dtype=float) / np.asarray(measured_ns, dtype=float)
     return float(np.median(np.abs(ratio - 1.0)))
+
+
+@dataclass(frozen=True)
+class Correction:
+    """A calibration, and how well earlier ones predicted.
+
+    Attributes:
+        calibration: scale and offset.
+        prediction_error: see `prediction_error`; None before any prediction was held against a
+            measurement.
+    """
+
+    calibration: Calibration
+    prediction_error: float | None
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Correction:
+        """Read what `dataclasses.asdict` and JSON made of it."""
+        return cls(Calibration(**value["calibration"]), value["prediction_error"])

@@ -34,7 +34,7 @@ class ChannelSpace:
     round_to: int = 1
     batches: int = 60
     points: int = 10
-    fine_tune_epochs: int = 0
+    fine_tune_epochs: float = 0.0
 
     def domain(self, graph: Graph) -> Domain:
         """Return one choice a prunable group, in the order of execution.

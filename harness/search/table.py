@@ -53,11 +53,13 @@ class LatencyTable:
         empty_ns: what a model costs that hands its input on: subtracted from each layer.
         failed: layers that the board could not run alone -> why; they count as free, which the
             calibration by whole networks has to make up for.
+        run_id: the run whose jobs measured it.
     """
 
     grids: tuple[Grid, ...]
     empty_ns: float
     failed: Mapping[str, str]
+    run_id: str = ""
 
     def latency_ns(self, layer: int, inputs: np.ndarray, outputs: np.ndarray) -> np.ndarray:
         """Return nanoseconds of one layer for arrays of features of one shape."""
@@ -68,6 +70,7 @@ class LatencyTable:
         return {
             "empty_ns": self.empty_ns,
             "failed": dict(self.failed),
+            "run_id": self.run_id,
             "grids": [
                 {
                     "inputs": grid.inputs.tolist(),
@@ -89,7 +92,7 @@ class LatencyTable:
             )
             for grid in value["grids"]
         )
-        return cls(grids, float(value["empty_ns"]), dict(value["failed"]))
+        return cls(grids, float(value["empty_ns"]), dict(value["failed"]), value["run_id"])
 
 
 class TablePlan:
@@ -132,12 +135,15 @@ class TablePlan:
             found += [probe_of(layer, i, o) for i in inputs for o in outputs]
         return list(dict.fromkeys(found))
 
-    def table(self, measured: Mapping[Probe, float], failed: Mapping[Probe, str]) -> LatencyTable:
+    def table(
+        self, measured: Mapping[Probe, float], failed: Mapping[Probe, str], run_id: str = ""
+    ) -> LatencyTable:
         """Put measurements together.
 
         Args:
             measured: nanoseconds by probe, of whole one-layer models.
             failed: why a probe has none.
+            run_id: of the run that measured them.
 
         Raises:
             InfrastructureError: the empty model, or every probe of the network, failed.
@@ -162,7 +168,7 @@ class TablePlan:
             grids.append(
                 Grid(np.array(inputs, dtype=float), np.array(outputs, dtype=float), values)
             )
-        return LatencyTable(tuple(grids), empty_ns, lost)
+        return LatencyTable(tuple(grids), empty_ns, lost, run_id)
 
 
 def monotone(values: np.ndarray) -> np.ndarray:

@@ -1,0 +1,237 @@
+"""Where a search's candidates are made and measured: the lab, behind a short Protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+from flatsat.jobspec import JobKind
+from flatsat.outcome import Failed, Inconclusive, Measured
+
+if TYPE_CHECKING:
+    from flatsat.compressors.candidate import Candidate
+    from flatsat.harness.lab import Lab
+    from flatsat.harness.search.settings import SearchSection
+    from flatsat.harness.search.table import LatencyTable, TablePlan
+    from flatsat.jobspec import MeasurePlan
+    from flatsat.progress import Progress
+    from flatsat.reports.interval import Interval
+    from flatsat.reports.rows import OutcomeRow
+    from flatsat.units import TimeKind
+
+
+@dataclass(frozen=True)
+class Built:
+    """A candidate that a policy became.
+
+    Attributes:
+        candidate_id: of it.
+        accuracy: on the validation split.
+        macs: as counted in the smaller network.
+    """
+
+    candidate_id: str
+    accuracy: float
+    macs: float
+
+
+@dataclass(frozen=True)
+class Timed:
+    """Latency of one candidate in one comparison.
+
+    Attributes:
+        medians_ns: round -> median of all its processes' inferences.
+        why: there are none, or "".
+        accuracy: on the test images, on the board; None where it was not asked for.
+    """
+
+    medians_ns: Mapping[int, float]
+    why: str = ""
+    accuracy: float | None = None
+
+
+class Bench(Protocol):
+    """Makes and measures candidates. Asked the same again, it gives what it gave before."""
+
+    @property
+    def time_kind(self) -> TimeKind | None:
+        """The board's clock; None without a board."""
+
+    def build(self, name: str, recipe: Mapping[str, object]) -> Built:
+        """Make the candidate of a recipe with one seed.
+
+        Raises:
+            UsageError: the recipe can't be applied.
+        """
+
+    def measure(
+        self, comparison: str, candidate_ids: Sequence[str], *, rounds: int, accuracy: bool = False
+    ) -> dict[str, Timed]:
+        """Measure candidates in interleaved rounds; `comparison` names these measurements.
+
+        Args:
+            comparison: the same name with the same candidates measures nothing twice.
+            candidate_ids: of candidates that were built here.
+            rounds: latency jobs of each.
+            accuracy: run the test split on the board as well: only when all choices are made.
+        """
+
+    def table(self, plan: TablePlan) -> LatencyTable:
+        """Measure single layers.
+
+        Raises:
+            InfrastructureError: the board could run none.
+        """
+
+
+def relative(timed: Timed, anchor: Timed | None, unit_ns: float = 1.0) -> Interval | None:
+    """Return the latency over the rounds, as geometric mean with a 95 % interval.
+
+    Args:
+        timed: of the candidate.
+        anchor: of the dense network in the same rounds: the result is `unit_ns` x the mean ratio
+            to it, free of the machine's drift. None: the latency itself.
+        unit_ns: what a ratio of 1 stands for.
+    """
+    from flatsat.reports.interval import Interval
+    from flatsat.reports.stats import mean_log_ratio
+
+    rounds = sorted(timed.medians_ns)
+    if anchor is not None:
+        rounds = [index for index in rounds if index in anchor.medians_ns]
+    top = [timed.medians_ns[index] for index in rounds]
+    bottom = [1.0 if anchor is None else anchor.medians_ns[index] for index in rounds]
+    found = mean_log_ratio(top, bottom)
+    if found is None:
+        return None
+    scale = 1.0 if anchor is None else unit_ns
+    ends = [None if end is None else end * scale for end in (found.low, found.high)]
+    return Interval(found.value * scale, ends[0], ends[1], found.level, found.n, found.groups)
+
+
+@dataclass
+class LabBench:
+    """The lab's record and one of its boards.
+
+    Attributes:
+        lab: where.
+        run_id: the run whose jobs measure candidates.
+        section: of the search.
+        progress: is told what goes on.
+    """
+
+    lab: Lab
+    run_id: str
+    section: SearchSection
+    progress: Progress
+    _built: dict[str, Candidate] = field(default_factory=dict)
+
+    @property
+    def time_kind(self) -> TimeKind | None:
+        """The board's clock; None without a board."""
+        board = self.section.budget.board
+        return self.lab.board(board).time_kind if board else None
+
+    def build(self, name: str, recipe: Mapping[str, object]) -> Built:
+        """Make the candidate of a recipe with one seed, in this process."""
+        from flatsat.compressors.candidate import load_candidate
+        from flatsat.compressors.recipe import build, from_mapping
+
+        spec = from_mapping(name, recipe)
+        folder = build(
+            spec,
+            spec.seeds[0],
+            candidates_dir=self.lab.candidates_dir,
+            cache_dir=self.lab.cache_dir,
+        )
+        candidate = load_candidate(folder)
+        self._built[candidate.candidate_id] = candidate
+        return Built(
+            candidate.candidate_id,
+            float(candidate.accuracy_host["validation"]),
+            float(candidate.macs or 0),
+        )
+
+    def measure(
+        self, comparison: str, candidate_ids: Sequence[str], *, rounds: int, accuracy: bool = False
+    ) -> dict[str, Timed]:
+        """Measure candidates as ordinary jobs of the search's run."""
+        kinds = (JobKind.LATENCY, JobKind.ACCURACY) if accuracy else (JobKind.LATENCY,)
+        candidates = [self._built[one] for one in dict.fromkeys(candidate_ids)]
+        rows = run_jobs(
+            self.lab,
+            self.run_id,
+            candidates,
+            board=self.section.budget.board,
+            kinds=kinds,
+            plan=self.section.measure.plan(),
+            rounds=rounds,
+            comparison=comparison,
+            reuse="never",
+            progress=self.progress,
+        )
+        return {
+            one.candidate_id: timed(rows, {artifact.sha256 for artifact in one.artifacts})
+            for one in candidates
+        }
+
+    def table(self, plan: TablePlan) -> LatencyTable:
+        """Measure single layers as ordinary jobs of a run of their own."""
+        from flatsat.harness.search.table_run import measure_table
+
+        return measure_table(self.lab, plan, self.section, self.progress)
+
+
+def timed(rows: Sequence[OutcomeRow], artifacts: AbstractSet[str]) -> Timed:
+    """Return what the outcomes say of one candidate, by the sha256 of its files."""
+    import numpy as np
+
+    medians: dict[int, float] = {}
+    why = ""
+    accuracy = None
+    for row in rows:
+        if row.job.artifact not in artifacts:
+            continue
+        outcome = row.outcome
+        if isinstance(outcome, Failed):
+            why = why or outcome.fault.message
+        elif isinstance(outcome, Inconclusive):
+            why = why or outcome.why
+        elif row.job.kind == JobKind.ACCURACY:
+            accuracy = None if row.accuracy is None else row.accuracy.value
+        else:
+            assert isinstance(outcome, Measured)
+            values = [
+                value
+                for samples in outcome.samples
+                if samples.quantity == "latency_ns" and samples.warm
+                for value in samples.values
+            ]
+            if values:
+                medians[row.job.round] = float(np.median(values))
+    return Timed(medians, "" if medians else why or "no job gave a latency", accuracy)
+
+
+def run_jobs(
+    lab: Lab,
+    run_id: str,
+    candidates: Sequence[Candidate],
+    *,
+    board: str,
+    kinds: tuple[JobKind, ...],
+    plan: MeasurePlan,
+    rounds: int,
+    comparison: str,
+    reuse: str,
+    progress: Progress,
+) -> list[OutcomeRow]:
+    """Measure candidates as jobs of a run that has begun."""
+    from flatsat.harness.plan import Settings
+    from flatsat.harness.run import measure_candidates
+
+    settings = Settings(kinds=kinds, plan=plan, rounds=rounds, comparison=comparison)
+    return measure_candidates(
+        lab, run_id, candidates, boards=[board], settings=settings, reuse=reuse, progress=progress
+    )
