@@ -9,12 +9,16 @@ load_run("last").groupby("candidate").p50_ns.median()
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import asyncio
+import concurrent.futures
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from flatsat.errors import UsageError
+from flatsat.harness.compare import ROUNDS, CompareRequest, CompareResult
+from flatsat.harness.compare import compare as _compare
 from flatsat.harness.config import choose_recipes, load_lab_boards
 from flatsat.harness.config import load_run as _load_run_file
 from flatsat.harness.lab import Lab, default_root
@@ -35,10 +39,14 @@ if TYPE_CHECKING:
 
     from flatsat.compressors.candidate import Candidate
 
+_T = TypeVar("_T")
+
 __all__ = [
+    "CompareResult",
     "LatencySummary",
     "MeasureResult",
     "MemorySummary",
+    "compare",
     "compress",
     "load_run",
     "measure",
@@ -112,8 +120,49 @@ def measure(
         axes=dict(axes or {}),
         plan=plan,
     )
-    results = measure_model(open_lab(lab), request, progress=progress, several=False)
-    return results[0]
+    opened = open_lab(lab)
+    return _apart(lambda: measure_model(opened, request, progress=progress, several=False)[0])
+
+
+def compare(
+    *names: str,
+    board: str = "host",
+    lab: str | Path | None = None,
+    within: float = 0.02,
+    margin: float = 0.005,
+    rounds: int = ROUNDS,
+    threads: int = 1,
+    recorded: bool = False,
+    progress: Progress | None = None,
+) -> CompareResult:
+    """Hold candidates or runs against the first of them; `result.report.rows` has the verdicts.
+
+    Args:
+        names: the baseline first: candidates (perhaps NAME:ROLE), or runs.
+        board: where candidates are measured, interleaved in rounds.
+        lab: folder; see `open_lab`.
+        within: relative difference of latency that still counts as equal.
+        margin: loss of accuracy that still counts as none, in (0, 1).
+        rounds: interleaved rounds.
+        threads: intra-op threads.
+        recorded: measure nothing; take what the record holds.
+        progress: is told what goes on.
+
+    Raises:
+        UsageError: fewer than two names, one that is unknown, or candidates beside runs.
+        InfrastructureError: the board or the record failed.
+    """
+    request = CompareRequest(
+        names=names,
+        board=board,
+        threads=threads,
+        rounds=rounds,
+        threshold=within,
+        margin=margin,
+        recorded=recorded,
+    )
+    opened = open_lab(lab)
+    return _apart(lambda: _compare(opened, request, progress=progress))
 
 
 def compress(
@@ -155,7 +204,18 @@ def run(
         ConfigError: the configuration is wrong.
         InfrastructureError: the record can't be written.
     """
-    return start_run(_load_run_file(Path(config)), open_lab(lab), progress=progress)
+    loaded, opened = _load_run_file(Path(config)), open_lab(lab)
+    return _apart(lambda: start_run(loaded, opened, progress=progress))
+
+
+def _apart(work: Callable[[], _T]) -> _T:
+    """Do work that runs an event loop; in a thread where one runs already, as in a notebook."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return work()
+    with concurrent.futures.ThreadPoolExecutor(max_workers=1) as pool:
+        return pool.submit(work).result()
 
 
 def load_run(

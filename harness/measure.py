@@ -137,11 +137,11 @@ class MeasureResult:
     latency_ns: LatencySummary | None
     memory_bytes: MemorySummary | None
     agreement: AgreementResult | None
-    health: tuple[Health, ...]
-    environment: Mapping[str, object]
+    health: tuple[Health, ...] = field(repr=False)
+    environment: Mapping[str, object] = field(repr=False)
     runtime_version: str
     cores: int | None
-    samples: tuple[Samples, ...]
+    samples: tuple[Samples, ...] = field(repr=False)
     run_id: str
 
     @property
