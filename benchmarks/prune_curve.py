@@ -60,7 +60,7 @@ def main() -> None:
                 points.setdefault(kept, []).append(value)
                 print(network, seed, kept, value, flush=True)
         dense_mean = float(np.mean([p["accuracy"] for p in points[1.0]]))
-        for kept, found in points.items():
+        for found in points.values():
             accuracy = np.array([p["accuracy"] for p in found])
             rows.append(
                 (

@@ -296,7 +296,7 @@ class _Execution:
     def _reuse(self, job: PlannedJob, key: str) -> bool:
         if self._earliest_reuse is None:
             return False
-        earlier = self._store.reusable(key, self._earliest_reuse or None)
+        earlier = self._store.reusable(key, self._earliest_reuse or None, job.job_id)
         if earlier is None:
             return False
         self._store.reuse_outcome(job.job_id, earlier)
