@@ -406,9 +406,12 @@ def candidate_family(candidate: CandidateReport) -> str:
 
 
 def mask_views(report: RunReport) -> list[MaskView]:
-    """Return the masks of the run, ready to show."""
+    """Return the masks of the run that leave a weight out, ready to show."""
     found: list[MaskView] = []
     for candidate_id, picture in report.masks.items():
+        kept = float(mask_bits(picture).mean())
+        if kept == 1:
+            continue
         candidate = report.candidate(candidate_id)
         density = pixel_density(picture)
         edge = middle = eye = None
@@ -422,7 +425,7 @@ def mask_views(report: RunReport) -> list[MaskView]:
             MaskView(
                 candidate.label if candidate is not None else candidate_id[:12],
                 picture,
-                float(mask_bits(picture).mean()),
+                kept,
                 data_url(mask_png(picture)),
                 eye,
                 edge,
