@@ -17,6 +17,7 @@ from flatsat.errors import FlatSatError, UsageError
 from flatsat.harness import publish
 from flatsat.harness.config import RunConfig, RunFile
 from flatsat.harness.execute import Labels, Supplies, Tally, execute, job_row
+from flatsat.harness.gate import regressions
 from flatsat.harness.plan import PlannedJob, Settings, expected_s, plan_jobs
 from flatsat.jobspec import JobKind
 from flatsat.progress import NoProgress, Progress
@@ -303,13 +304,14 @@ def _carry_on(
     except BaseException:
         publish.quietly_mark(lab, store, run_id, "interrupted")
         raise
-    regressions: tuple[str, ...] = ()
+    found = regressions(store, run_id, file.gate, file.run.baseline)
+    store.put_note(run_id, "regressions", list(found))
     state = "done" if not tally.quarantined else "incomplete"
     report = end_run(lab, store, run_id, state)
     required = file.run.required if file.run.required is not None else file.matrix.boards
     dead = [name for name in required if name in tally.quarantined]
-    code = 1 if regressions else 3 if dead else 0
-    return RunResult(run_id, tally, unbuilt, regressions, code, report)
+    code = 1 if found else 3 if dead else 0
+    return RunResult(run_id, tally, unbuilt, found, code, report)
 
 
 def _settings(file: RunFile) -> Settings:
