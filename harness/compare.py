@@ -11,7 +11,7 @@ from flatsat.errors import UsageError
 from flatsat.harness import publish
 from flatsat.harness.names import choice_error
 from flatsat.harness.plan import Settings
-from flatsat.harness.records import find_run
+from flatsat.harness.records import find_run, open_record
 from flatsat.harness.run import begin_run, end_run, measure_candidates
 from flatsat.jobspec import JobKind, MeasurePlan
 from flatsat.progress import NoProgress, Progress
@@ -118,10 +118,9 @@ def compare(
     chosen = [_choose(lab, name) for name in request.names]
     _refuse_the_same(chosen)
     if request.recorded:
-        store = lab.store()
-        rows = [
-            row for c in chosen for row in store.outcomes(candidate_id=c.candidate.candidate_id)
-        ]
+        store = open_record(lab)
+        ids = {c.candidate.candidate_id for c in chosen}
+        rows = [row for identity in ids for row in store.outcomes(candidate_id=identity)]
         return CompareResult(_judge(chosen, rows, request))
     return _measured(lab, chosen, request, progress or NoProgress())
 
