@@ -16,7 +16,7 @@ from flatsat.reports.model import Estimate
         (118_234, "118 µs"),
         (1_240_000, "1.24 ms"),
         (1_200_000_000, "1.20 s"),
-        (None, "–"),
+        (None, "\u2013"),
     ],
 )
 def test_durations_have_three_figures_and_a_unit_that_suits(ns, text):
@@ -56,4 +56,4 @@ def test_an_interval_is_told_in_the_unit_of_its_value():
 def test_a_moment_is_told_in_utc_and_nonsense_as_it_is():
     assert words.moment("2026-11-24T23:10:00.000000+00:00") == "24 Nov 2026, 23:10 UTC"
     assert words.moment("yesterday") == "yesterday"
-    assert words.moment(None) == "–"
+    assert words.moment(None) == "\u2013"
