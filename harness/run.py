@@ -221,6 +221,8 @@ def build_all(
     Returns:
         The candidates in the order of the recipes, and for each that couldn't be built why.
     """
+    if not recipes:
+        return [], {}
     from flatsat.compressors.building import find_built
     from flatsat.compressors.candidate import load_candidate
     from flatsat.compressors.recipe import build, recipe_id
