@@ -10,7 +10,7 @@ import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -63,7 +63,11 @@ class TomlDocument:
 
     def line(self, key_path: Sequence[str | int]) -> int:
         """Return the line (from 1) of a key; of the nearest table around it when it isn't there."""
-        lines = dict(_positions(self.text))
+        lines: dict[KeyPath, int] = {}
+        for place in _positions(self.text):
+            # [a.b] and a.b = 1 stand for the table a, too, until [a] itself comes.
+            if not place.implied or place.path not in lines:
+                lines[place.path] = place.line
         for length in range(len(key_path), 0, -1):
             found = lines.get(tuple(key_path[:length]))
             if found is not None:
@@ -169,8 +173,16 @@ def _syntax(message: str, text: str) -> tuple[str, int]:
     return bare[:1].lower() + bare[1:], int(found[1]) if found else last
 
 
-def _positions(text: str) -> Iterator[tuple[KeyPath, int]]:
-    """Yield the line of each table, key and array element, by key path."""
+class _Place(NamedTuple):
+    """Where a table, a key or an element stands; `implied` where only a longer key says so."""
+
+    path: KeyPath
+    line: int
+    implied: bool = False
+
+
+def _positions(text: str) -> Iterator[_Place]:
+    """Yield the place of each table, key and array element."""
     import tree_sitter
     import tree_sitter_toml
 
@@ -182,10 +194,15 @@ def _positions(text: str) -> Iterator[tuple[KeyPath, int]]:
         elif node.type in ("table", "table_array_element"):
             header = next(child for child in node.named_children if child.type.endswith("key"))
             path = _header(_names(header), arrays, opens=node.type == "table_array_element")
-            yield path, header.start_point[0] + 1
+            yield from _prefixes(path, 1, header)
             for child in node.named_children:
                 if child.type == "pair":
                     yield from _pair(child, path)
+
+
+def _prefixes(path: KeyPath, shortest: int, key: Node) -> Iterator[_Place]:
+    for length in range(shortest, len(path) + 1):
+        yield _Place(path[:length], key.start_point[0] + 1, implied=length < len(path))
 
 
 def _header(names: list[str], arrays: dict[KeyPath, int], *, opens: bool) -> KeyPath:
@@ -200,17 +217,15 @@ def _header(names: list[str], arrays: dict[KeyPath, int], *, opens: bool) -> Key
     return path
 
 
-def _pair(node: Node, table: KeyPath) -> Iterator[tuple[KeyPath, int]]:
+def _pair(node: Node, table: KeyPath) -> Iterator[_Place]:
     key, *rest = [child for child in node.named_children if child.type != "comment"]
-    path = table
-    for name in _names(key):
-        path = (*path, name)
-        yield path, key.start_point[0] + 1
+    path = (*table, *_names(key))
+    yield from _prefixes(path, len(table) + 1, key)
     if rest:
         yield from _value(rest[0], path)
 
 
-def _value(node: Node, path: KeyPath) -> Iterator[tuple[KeyPath, int]]:
+def _value(node: Node, path: KeyPath) -> Iterator[_Place]:
     if node.type == "inline_table":
         for child in node.named_children:
             if child.type == "pair":
@@ -218,7 +233,7 @@ def _value(node: Node, path: KeyPath) -> Iterator[tuple[KeyPath, int]]:
     elif node.type == "array":
         elements = [child for child in node.named_children if child.type != "comment"]
         for index, child in enumerate(elements):
-            yield (*path, index), child.start_point[0] + 1
+            yield _Place((*path, index), child.start_point[0] + 1)
             yield from _value(child, (*path, index))
 
 

@@ -205,7 +205,8 @@ def search(
     hint = f"go on with: flatsat search {config} --resume"
     with interruptible(hint), working(ctx) as progress:
         result = run_search(loaded, lab, resume=resume, progress=progress)
-    _show_run(lab, result, open_)
+    _show_run(lab, result, open_, verdict="not met")
+    _show_choice(lab, result.run_id)
     return result.exit_code
 
 
@@ -266,7 +267,20 @@ def _show_dry_run(ctx: typer.Context, loaded: object, *, as_json: bool) -> int:
     return 0
 
 
-def _show_run(lab: Lab, result: RunResult, open_: Open) -> None:
+def _show_choice(lab: Lab, run_id: str) -> None:
+    """Say which candidate a search ends with, and under which budget."""
+    store = lab.store()
+    note = store.notes(run_id).get("search")
+    if not isinstance(note, dict):
+        return
+    budget, chosen = note["budget"], note.get("chosen")
+    unit = f" {budget['unit']}" if budget.get("unit") else ""
+    limit = f"{budget['quantity']} of at most {budget['limit']:,.0f}{unit}"
+    name = "none" if chosen is None else store.candidate(chosen).name
+    out().print(facts_table([("budget", limit), ("chosen", name)]))
+
+
+def _show_run(lab: Lab, result: RunResult, open_: Open, verdict: str = "regression") -> None:
     """Write how a run ended: its table, what a gate found, where its page is."""
     from flatsat.harness.cli.summary import show_sections
 
@@ -287,7 +301,7 @@ def _show_run(lab: Lab, result: RunResult, open_: Open) -> None:
     for name, why in tally.quarantined.items():
         say(f"board {name} was left alone: {why}", style="bold red")
     for text in result.regressions:
-        console.print(cell(f"regression: {text}", "bold red"))
+        console.print(cell(f"{verdict}: {text}", "bold red"))
     show_page(result.report, open_)
 
 

@@ -69,6 +69,9 @@ def fault(tmp_path: Path, text: str | bytes, model: type[TomlModel] = File) -> C
         ("recipe = 4", 1, "'recipe' at the top level must be a table, not 4"),
         ("[recipe.deep]\n", 1, "missing key 'workload' in [recipe.deep]"),
         ('\n\n[recipe.d]\nworkload = "a"\nstep = 7\n', 5, "'step' in [recipe.d] must be an array"),
+        ("# c\n[plan.wall]\nx = 1\n[recipe.a]", 2, "unknown key 'plan' at the top level"),
+        ("recipe.a.x = 1\nrecipe.b = 2\n", 1, "unknown key 'x' in [recipe.a]"),
+        ("[recipe.a]\nworkload = 'x'\n[plan.b]\n[plan]\n", 4, "unknown key 'plan'"),
         ("colour = 1\n[recipe]", 1, "unknown key 'colour' at the top level"),
     ],
 )
@@ -195,7 +198,12 @@ def documents(draw: st.DrawFn) -> tuple[str, dict[tuple[str | int, ...], int]]:
             continue
         taken.add((name,))
         line = len("\n".join(lines).split("\n")) + 1 if lines else 1
-        if array:
+        if not array and draw(st.booleans()):
+            inner, inner_text = key(set())
+            lines.append(f"[{text} . {inner_text}]")
+            where[(name,)] = where[(name, inner)] = line
+            pairs((name, inner))
+        elif array:
             index = counts[(name,)] = counts.get((name,), -1) + 1
             lines.append(f"[[ {text} ]]")
             where[(name, index)] = line
