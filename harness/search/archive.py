@@ -25,7 +25,7 @@ def pack(head: Mapping[str, object], arrays: Mapping[str, np.ndarray]) -> bytes:
             # A fixed date, so that the bytes say nothing of when.
             member = zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0))
             with archive.open(member, "w") as stream:
-                np.lib.format.write_array(stream, np.ascontiguousarray(values), allow_pickle=False)
+                np.lib.format.write_array(stream, np.asarray(values, order="C"), allow_pickle=False)
     return buffer.getvalue()
 
 

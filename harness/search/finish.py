@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from flatsat.errors import UsageError
 from flatsat.harness.search.costs import MacsModel, total_of
 from flatsat.harness.search.history import Key, Measurement, Track, Verdict
-from flatsat.harness.search.whole import Stage, one_torch_thread
+from flatsat.harness.search.whole import one_torch_thread
 
 if TYPE_CHECKING:
     from flatsat.harness.search.loop import SearchLoop
@@ -64,7 +64,17 @@ def finish(loop: SearchLoop, progress: Progress) -> Ending:
     section = loop.section
     policies = [found for found in picked.values() if found is not None]
     narrow_id = _narrow(loop, policies, progress) if section.finish.equal_macs else ""
-    stage = _measured(loop, policies, narrow_id)
+    epochs = _epochs(loop, policies, progress)
+    stage = loop.whole.measure(
+        "final",
+        policies,
+        loop.ground,
+        loop.wall.cost,
+        rounds=section.finish.rounds,
+        epochs=epochs,
+        accuracy=True,
+        beside=(narrow_id,) if narrow_id else (),
+    )
     by_key = {(one.strategy, one.key): one for one in stage.measurements}
     loop.measured += stage.measurements
     finals = []
@@ -191,18 +201,28 @@ def _narrow(loop: SearchLoop, policies: list[tuple[Track, int]], progress: Progr
         return ""
 
 
-def _measured(loop: SearchLoop, policies: list[tuple[Track, int]], narrow_id: str) -> Stage:
-    finish_ = loop.section.finish
-    return loop.whole.measure(
-        "final",
-        policies,
-        loop.ground,
-        loop.wall.cost,
-        rounds=finish_.rounds,
-        fine_tune_epochs=finish_.fine_tune_epochs,
-        accuracy=True,
-        beside=(narrow_id,) if narrow_id else (),
-    )
+def _epochs(loop: SearchLoop, policies: list[tuple[Track, int]], progress: Progress) -> list[float]:
+    """Return for each policy the epochs after which it is better on the validation split.
+
+    A few epochs can make a well reconstructed network worse; then it stays as it was.
+    """
+    wanted = loop.section.finish.fine_tune_epochs
+    if not wanted or not policies:
+        return [0.0] * len(policies)
+    plain = loop.whole.build(policies, [0.0] * len(policies))
+    tuned = loop.whole.build(policies, [wanted] * len(policies))
+    epochs = []
+    for (track, index), before, after in zip(policies, plain, tuned, strict=True):
+        better = after.accuracy >= before.accuracy
+        epochs.append(wanted if better else 0.0)
+        if not better:
+            _say(
+                loop,
+                progress,
+                f"{track.name}: evaluation {index} is left as pruned: {wanted:g} epochs of "
+                f"fine-tuning took it from {before.accuracy:.4f} to {after.accuracy:.4f}",
+            )
+    return epochs
 
 
 def _choose(finals: list[Final], loop: SearchLoop, progress: Progress) -> Measurement | None:

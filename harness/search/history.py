@@ -116,9 +116,9 @@ class Track:
 
     @property
     def best(self) -> int | None:
-        """Index of the first evaluation with the best reward."""
-        rewards = [one.reward for one in self.evaluated]
-        return rewards.index(max(rewards)) if rewards else None
+        """Index of the evaluation with the best reward; of equals the cheapest, then the first."""
+        order = [(-one.reward, one.cost, index) for index, one in enumerate(self.evaluated)]
+        return min(order)[2] if order else None
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON-able mapping."""

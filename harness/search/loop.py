@@ -193,14 +193,23 @@ class SearchLoop:
         self._progress.update("search", min(done + 1, total - 1), total, note)
 
     def ranked(self, name: str) -> list[tuple[Track, int]]:
-        """Return a strategy's distinct policies by reward, best first, over all its seeds."""
+        """Return a strategy's distinct policies over all its seeds: best reward first.
+
+        Of equal rewards the cheapest comes first: a few hundred images can't tell more apart.
+        """
         found = [
             (track, index)
             for track in self.tracks
             if track.name == name
             for index in range(len(track.evaluated))
         ]
-        found.sort(key=lambda one: (-one[0].evaluated[one[1]].reward, one[0].seed, one[1]))
+
+        def order(one: tuple[Track, int]) -> tuple[float, float, int, int]:
+            track, index = one
+            evaluated = track.evaluated[index]
+            return -evaluated.reward, evaluated.cost, track.seed, index
+
+        found.sort(key=order)
         seen: set[Key] = set()
         distinct = []
         for track, index in found:

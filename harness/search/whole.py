@@ -105,7 +105,7 @@ class Whole:
         cost: CostModel,
         *,
         rounds: int,
-        fine_tune_epochs: float = 0.0,
+        epochs: Sequence[float] = (),
         accuracy: bool = False,
         beside: Sequence[str] = (),
     ) -> Stage:
@@ -117,30 +117,30 @@ class Whole:
             ground: of the search.
             cost: predicts what is about to be measured.
             rounds: latency jobs of each.
-            fine_tune_epochs: of training after the pruning.
+            epochs: of training after the pruning, for each policy; () for none.
             accuracy: run the test split on the board as well.
             beside: further candidates of the bench for the same rounds.
         """
         if not policies:
             return Stage([], {})
-        built = self._build(policies, fine_tune_epochs)
+        epochs = epochs or [0.0] * len(policies)
+        built = self.build(policies, epochs)
         timed: Mapping[str, Timed] = {}
         if ground.dense_id:
             ids = [ground.dense_id, *(one.candidate_id for one in built), *beside]
             timed = self.bench.measure(stage, ids, rounds=rounds, accuracy=accuracy)
         measurements = [
-            self._judged(
-                stage, track, index, made, timed, ground, cost, fine_tuned=fine_tune_epochs > 0
-            )
-            for (track, index), made in zip(policies, built, strict=True)
+            self._judged(stage, track, index, made, timed, ground, cost, fine_tuned=trained > 0)
+            for (track, index), made, trained in zip(policies, built, epochs, strict=True)
         ]
         return Stage(measurements, timed)
 
-    def _build(self, policies: Sequence[tuple[Track, int]], fine_tune_epochs: float) -> list[Built]:
-        space = replace(self.space, fine_tune_epochs=fine_tune_epochs)
+    def build(self, policies: Sequence[tuple[Track, int]], epochs: Sequence[float]) -> list[Built]:
+        """Build policies by their recipes, with so many epochs of fine-tuning each."""
         built = []
-        for number, (track, index) in enumerate(policies):
-            tuned = "-tuned" if fine_tune_epochs else ""
+        for number, ((track, index), trained) in enumerate(zip(policies, epochs, strict=True)):
+            space = replace(self.space, fine_tune_epochs=trained)
+            tuned = "-tuned" if trained else ""
             name = f"{track.name}-s{track.seed}-e{index}{tuned}"
             self.progress.update("build candidates", number, len(policies), name)
             proposal = self.domain.proposal(track.evaluated[index].key)
