@@ -22,14 +22,8 @@ from flatsat.harness.compare import compare as _compare
 from flatsat.harness.config import choose_recipes, load_lab_boards
 from flatsat.harness.config import load_run as _load_run_file
 from flatsat.harness.lab import Lab, default_root
-from flatsat.harness.measure import (
-    PLAN,
-    LatencySummary,
-    MeasureRequest,
-    MeasureResult,
-    MemorySummary,
-    measure_model,
-)
+from flatsat.harness.measure import PLAN, MeasureRequest, measure_model
+from flatsat.harness.measure_result import LatencySummary, MeasureResult, MemorySummary
 from flatsat.harness.records import find_run, open_record
 from flatsat.harness.run import RunResult, build_all, start_run
 from flatsat.progress import NoProgress, Progress

@@ -25,7 +25,7 @@ from flatsat.harness.console import printable
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from flatsat.harness.measure import LatencySummary, MeasureResult
+    from flatsat.harness.measure_result import LatencySummary, MeasureResult
 
 
 def register(app: typer.Typer) -> None:
@@ -88,7 +88,8 @@ def measure(
     1 when the model failed on the board, 2 when it can't be measured as asked (a runtime that
     refuses the file included), 3 when the board failed, 4 when the result can't be trusted.
     """
-    from flatsat.harness.measure import PLAN, MeasureRequest, document, exit_code, measure_model
+    from flatsat.harness.measure import PLAN, MeasureRequest, measure_model
+    from flatsat.harness.measure_result import document, exit_code
 
     plan = replace(
         PLAN,
@@ -173,6 +174,7 @@ def warn(result: MeasureResult) -> None:
         say(f"{what}: {result.name} on {result.board}: {result.fault.message}", style="bold red")
         if result.fault.hint:
             say(f"hint: {result.fault.hint}")
+        return
     if result.crowded:
         say(
             f"warning: {result.board} was busy (load {result.busiest_load:.1f} on "

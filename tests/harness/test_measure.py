@@ -15,14 +15,9 @@ from pydantic import ValidationError
 
 from flatsat.artifact import Artifact
 from flatsat.errors import FlatSatError, ModelError, UsageError
-from flatsat.harness.measure import (
-    MeasureResult,
-    document,
-    exit_code,
-    open_axes,
-    summarise,
-)
+from flatsat.harness.measure import open_axes
 from flatsat.harness.measure_json import MeasureDocument
+from flatsat.harness.measure_result import MeasureResult, document, exit_code, summarise
 from flatsat.jobspec import JobKind, JobSpec, MeasurePlan
 from flatsat.outcome import (
     AgreementResult,
