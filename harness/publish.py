@@ -29,11 +29,16 @@ def report(lab: Lab, store: Store, run_id: str) -> Path:
 
     masks = masks_of(lab, store, run_id)
     folder = lab.run_dir(run_id)
-    page = folder / "report.html"
+    page = page_of(lab, run_id)
     render_run(collect(store, run_id, masks=masks), page)
     export_run(store, run_id, folder)
     status(lab, store, run_id)
     return page
+
+
+def page_of(lab: Lab, run_id: str) -> Path:
+    """Return where a run's page is, or will be."""
+    return lab.run_dir(run_id) / "report.html"
 
 
 def quietly_mark(lab: Lab, store: Store, run_id: str, state: str) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import concurrent.futures
+import concurrent.futures.process
 import json
-import multiprocessing
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import flatsat
 from flatsat.canonical import canonical_json, sha256_bytes, sha256_json
-from flatsat.errors import FlatSatError, UsageError
+from flatsat.errors import FlatSatError, InfrastructureError, UsageError
 from flatsat.harness import publish
 from flatsat.harness.config import RunConfig, RunFile
 from flatsat.harness.execute import Labels, Supplies, Tally, execute, job_row
 from flatsat.harness.gate import regressions
 from flatsat.harness.plan import PlannedJob, Settings, expected_s, plan_jobs
+from flatsat.harness.workers import worker_pool
 from flatsat.jobspec import JobKind
 from flatsat.progress import NoProgress, Progress
 from flatsat.reports.rows import CandidateRow, RunRow
@@ -149,7 +150,7 @@ def start_run(config: RunConfig, lab: Lab, *, progress: Progress | None = None) 
     lab.prepare()
     store = lab.store()
     run_id = begin_run(
-        lab, store, kind="run", config=_config_json(config), seed=config.file.run.seed
+        lab, store, kind="run", config=config_json(config), seed=config.file.run.seed
     )
     return _carry_on(lab, store, run_id, config.file, config.recipes, progress or NoProgress())
 
@@ -240,10 +241,7 @@ def build_all(
     done = len(folders)
     progress.update("compress", done, len(wanted), f"{done} built before" if done else "")
     if missing:
-        context = multiprocessing.get_context("spawn")
-        with concurrent.futures.ProcessPoolExecutor(
-            max_workers=min(workers, len(missing)), mp_context=context, initializer=_one_thread
-        ) as pool:
+        with worker_pool(min(workers, len(missing))) as pool:
             futures = {
                 pool.submit(
                     build,
@@ -260,18 +258,17 @@ def build_all(
                 label = f"{spec.name}, seed {seed}"
                 try:
                     folders[index] = future.result()
+                except concurrent.futures.process.BrokenProcessPool as error:
+                    raise InfrastructureError(
+                        f"a process that compressed {label} was killed",
+                        hint="memory may be short; go on with: flatsat run --resume",
+                    ) from error
                 except FlatSatError as error:
                     unbuilt[label] = str(error)
                     progress.log(f"{label}: {error}")
                 done += 1
                 progress.update("compress", done, len(wanted), label)
     return [load_candidate(folders[index]) for index in sorted(folders)], unbuilt
-
-
-def _one_thread() -> None:
-    import torch
-
-    torch.set_num_threads(1)
 
 
 def _carry_on(
@@ -282,15 +279,32 @@ def _carry_on(
     recipes: Sequence[RecipeSpec],
     progress: Progress,
 ) -> RunResult:
+    result = work(lab, store, run_id, file, recipes, progress)
+    state = "done" if not result.tally.quarantined else "incomplete"
+    return replace(result, report=end_run(lab, store, run_id, state))
+
+
+def work(
+    lab: Lab,
+    store: Store,
+    run_id: str,
+    file: RunFile,
+    recipes: Sequence[RecipeSpec],
+    progress: Progress,
+) -> RunResult:
+    """Do what is left of a run that has begun: compress, measure, hold it to its gate.
+
+    The run stays open: `end_run` ends it and writes its page, which `report` names already.
+    """
     for name in file.matrix.boards:
         lab.board(name)
     progress.log(f"run {run_id}")
+    store.put_note(run_id, "title", file.run.name)
     publish.status(lab, store, run_id)
     try:
         candidates, unbuilt = build_all(lab, recipes, progress)
         candidates += [lab.candidate(selector) for selector in file.matrix.candidates]
         store.put_note(run_id, "unbuilt", unbuilt)
-        store.put_note(run_id, "title", file.run.name)
         settings = _settings(file)
         jobs, supplies = _prepare(lab, store, run_id, candidates, file.matrix.boards, settings)
         tally = execute(
@@ -308,12 +322,10 @@ def _carry_on(
         raise
     found = regressions(store, run_id, file.gate, file.run.baseline)
     store.put_note(run_id, "regressions", list(found))
-    state = "done" if not tally.quarantined else "incomplete"
-    report = end_run(lab, store, run_id, state)
     required = file.run.required if file.run.required is not None else file.matrix.boards
     dead = [name for name in required if name in tally.quarantined]
     code = 1 if found else 3 if dead else 0
-    return RunResult(run_id, tally, unbuilt, found, code, report)
+    return RunResult(run_id, tally, unbuilt, found, code, publish.page_of(lab, run_id))
 
 
 def _settings(file: RunFile) -> Settings:
@@ -398,10 +410,11 @@ def candidate_row(candidate: Candidate) -> CandidateRow:
 
 def config_sha(config: RunConfig) -> str:
     """Return the hash under which runs of this configuration are recorded."""
-    return sha256_bytes(canonical_json(_config_json(config)).encode())
+    return sha256_bytes(canonical_json(config_json(config)).encode())
 
 
-def _config_json(config: RunConfig) -> dict[str, object]:
+def config_json(config: RunConfig) -> dict[str, object]:
+    """Return all that a run needs to be resumed, as it is recorded."""
     return {
         "file": config.file.model_dump(mode="json", by_alias=True),
         "recipes": {spec.name: _recipe_mapping(spec) for spec in config.recipes},

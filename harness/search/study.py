@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from flatsat.harness.search.settings import SearchSection
     from flatsat.reports.rows import Store
 
-__all__ = ["load_search", "run_search"]
+__all__ = ["load_search", "run_search", "search_into"]
 
 CHECKPOINT = "search.state"
 _EXIT_CODES = {Verdict.MET: 0, Verdict.UNCLEAR: 4, Verdict.OVER: 1, Verdict.FAILED: 1}
@@ -49,7 +49,6 @@ def run_search(
         DataError: the checkpoint is damaged.
         InfrastructureError: the board gave nothing, or the record can't be written.
     """
-    from flatsat.harness import publish
     from flatsat.harness.run import begin_run, end_run
 
     progress = progress or NoProgress()
@@ -63,18 +62,31 @@ def run_search(
         run_id = _unfinished(store, config)
     else:
         run_id = begin_run(lab, store, kind="search", config=config, seed=section.seeds[0])
+    store.put_note(run_id, "title", section.name)
+    progress.log(f"search {run_id}")
+    ending = search_into(section, lab, store, run_id, progress)
+    report = end_run(lab, store, run_id, "done")
+    return _result(store, run_id, ending, report)
+
+
+def search_into(
+    section: SearchSection, lab: Lab, store: Store, run_id: str, progress: Progress
+) -> Ending:
+    """Search within a run that has begun, from its checkpoint if it has one; the run stays open.
+
+    Raises:
+        As `run_search`; the run is marked as failed or interrupted then.
+    """
+    from flatsat.harness import publish
+
     try:
-        store.put_note(run_id, "title", section.name)
-        progress.log(f"search {run_id}")
         publish.status(lab, store, run_id)
         loop = _loop(section, lab, run_id, progress)
-        ending = _carry_on(loop, lab, store, run_id, progress)
+        return _carry_on(loop, lab, store, run_id, progress)
     except BaseException as error:
         state = "failed" if isinstance(error, UsageError) else "interrupted"
         publish.quietly_mark(lab, store, run_id, state)
         raise
-    report = end_run(lab, store, run_id, "done")
-    return _result(store, run_id, ending, report)
 
 
 def _loop(section: SearchSection, lab: Lab, run_id: str, progress: Progress) -> SearchLoop:
