@@ -154,8 +154,8 @@ def test_reconstruction_is_never_worse_than_removal_on_its_samples(kind, seed, r
                 continue
             plain = pruner.layer_error(layer, keep, plain=True)
             fitted = pruner.layer_error(layer, keep)
+            # A channel that never fires on the samples costs nothing either way.
             assert 0.0 <= fitted <= plain * (1 + 1e-9)
-            assert plain > 0.0
 
 
 def test_the_layers_output_comes_nearer_on_fresh_images():
