@@ -104,12 +104,14 @@ class TomlDocument:
         faults = []
         for detail in error.errors(include_url=False):
             loc = _real_path(self.values, (*prefix, *detail["loc"]), detail["type"])
-            # A mistyped key also makes a required one missing: the typing error is the cause.
-            faults.append((detail["type"] == "missing", self.line(loc), loc, detail))
+            # A mistyped key also makes a required one missing, and a wrong entry of an array makes
+            # the array too short: the first is the cause.
+            follows = detail["type"] in ("missing", "too_short")
+            faults.append((follows, self.line(loc), loc, detail))
         faults.sort(key=lambda fault: fault[:2])
-        missing, _, loc, detail = faults[0]
+        follows, _, loc, detail = faults[0]
         message, hint = _explain(detail, loc, self.values, model, prefix)
-        others = sum(fault[0] == missing for fault in faults) - 1
+        others = sum(fault[0] == follows for fault in faults) - 1
         if others:
             message += f" (and {others} more)"
         return self.error(message, loc, hint=hint)
@@ -299,6 +301,8 @@ def _explain(
                 return f"unknown value {detail['input']!r} of {what}; did you mean {near!r}?", None
         hint = f"choose from: {', '.join(allowed) or context.get('expected', '')}"
         return f"unknown value {_shown(detail['input'])} of {what}", hint
+    if kind == "too_short":
+        return f"{what} needs at least {context['min_length']}", None
     if kind in _KINDS:
         return f"{what} must be {_KINDS[kind]}, not {_shown(detail['input'])}", None
     if kind == "value_error":

@@ -206,7 +206,6 @@ def search(
     with interruptible(hint), working(ctx) as progress:
         result = run_search(loaded, lab, resume=resume, progress=progress)
     _show_run(lab, result, open_, verdict="not met")
-    _show_choice(lab, result.run_id)
     return result.exit_code
 
 
@@ -267,17 +266,17 @@ def _show_dry_run(ctx: typer.Context, loaded: object, *, as_json: bool) -> int:
     return 0
 
 
-def _show_choice(lab: Lab, run_id: str) -> None:
-    """Say which candidate a search ends with, and under which budget."""
+def _choice(lab: Lab, run_id: str) -> list[tuple[str, object]]:
+    """Return under which budget a run searched, and which candidate it ends with."""
     store = lab.store()
     note = store.notes(run_id).get("search")
     if not isinstance(note, dict):
-        return
+        return []
     budget, chosen = note["budget"], note.get("chosen")
     unit = f" {budget['unit']}" if budget.get("unit") else ""
     limit = f"{budget['quantity']} of at most {budget['limit']:,.0f}{unit}"
     name = "none" if chosen is None else store.candidate(chosen).name
-    out().print(facts_table([("budget", limit), ("chosen", name)]))
+    return [("budget", limit), ("chosen", name)]
 
 
 def _show_run(lab: Lab, result: RunResult, open_: Open, verdict: str = "regression") -> None:
@@ -295,7 +294,12 @@ def _show_run(lab: Lab, result: RunResult, open_: Open, verdict: str = "regressi
     ):
         if number:
             parts.append(f"{number} {word}")
-    console.print(facts_table([("run", result.run_id), ("jobs", ", ".join(parts))]))
+    facts: list[tuple[str, object]] = [
+        ("run", result.run_id),
+        ("jobs", ", ".join(parts)),
+        *_choice(lab, result.run_id),
+    ]
+    console.print(facts_table(facts))
     for label, why in result.unbuilt.items():
         say(f"not built: {label}: {why}", style="yellow")
     for name, why in tally.quarantined.items():

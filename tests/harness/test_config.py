@@ -272,6 +272,7 @@ def test_included_recipes_come_first_and_the_matrix_chooses(tmp_path: Path) -> N
         (RUN + "[plan.wall]\nproceses = 3", 4, "did you mean 'processes'?"),
         (RUN + "[plan.wall]\nprocesses = 0", 4, "greater than or equal to 1, not 0"),
         (RUN + "[plan.wall]\nmin_s = inf", 4, "finite"),
+        ('[run]\nname = "a"\ninclude = [1, "x"]', 3, "'include' in [run] must be text"),
         (RUN + "[matrix]\nboards = []", 4, "needs at least one entry"),
         (RUN + "[matrix]\nthreads = [1, 1]", 4, "names something twice"),
         (RUN + "[gate]\nlatency = { slower_then = 0.1 }", 4, "did you mean 'slower_than'?"),
