@@ -22,6 +22,8 @@ from flatsat.reports import figures, figures_latency, figures_search, pages_part
 from flatsat.reports.files import write_atomically
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from flatsat.reports.figures import Figure
     from flatsat.reports.model import BoardSection, RunReport
     from flatsat.reports.model_search import SearchReport
@@ -35,6 +37,7 @@ class _SectionView:
     section: BoardSection
     where: str
     best_role: str
+    first_of_board: bool
     cpu: str
     tiles: list[pages_parts.Tile]
     trust: list[pages_parts.Chip]
@@ -68,7 +71,10 @@ def render_run(report: RunReport, out: Path) -> None:
 
 def run_html(report: RunReport) -> str:
     """Return a run's page."""
-    views = [_section_view(section, _where(section, report)) for section in report.sections]
+    views = [
+        _section_view(section, _where(section, report), report.sections[:i])
+        for i, section in enumerate(report.sections)
+    ]
     searches = [_search_view(search) for search in report.search]
     drawn: dict[str, dict[str, Figure]] = {}
     for i, view in enumerate(views):
@@ -181,7 +187,9 @@ def _network(workload: str) -> str:
     return workload.rpartition("/")[2] or "imported models"
 
 
-def _section_view(section: BoardSection, where: str) -> _SectionView:
+def _section_view(
+    section: BoardSection, where: str, earlier: Sequence[BoardSection]
+) -> _SectionView:
     pareto = {
         name: figure
         for name in figures.AXES
@@ -201,6 +209,7 @@ def _section_view(section: BoardSection, where: str) -> _SectionView:
         section=section,
         where=where,
         best_role=best.role if (best := section.find(section.headline.label)) else "",
+        first_of_board=all(s.board_id != section.board_id for s in earlier),
         cpu=next((value for what, value in section.facts if what.lower() == "cpu"), ""),
         tiles=pages_parts.tiles(section),
         trust=pages_parts.trust_chips(section),

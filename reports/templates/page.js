@@ -68,12 +68,13 @@ function coloured(value, style) {
   return value;
 }
 
-function draw(plot) {
+function draw(plot, width) {
   const views = figures[plot.dataset.figure];
   const figure = views[plot.dataset.view] ?? Object.values(views)[0];
   const { data, layout } = coloured(figure, getComputedStyle(document.documentElement));
   // A finger that drags over a figure scrolls the page.
   layout.dragmode = matchMedia("(pointer: coarse)").matches ? false : "zoom";
+  if (width) Object.assign(layout, { width, autosize: false });
   plot.setAttribute("aria-label", figure.alt);
   plot.querySelector(".wait")?.remove();
   return drawing.react(plot, data, layout, {
@@ -117,8 +118,8 @@ async function begin() {
   document.documentElement.dataset.drawn = "yes";
 }
 
-const redraw = () => { if (drawing) plots.forEach(draw); };
-addEventListener("theme", redraw);
+const redraw = (width) => { if (drawing) plots.forEach((plot) => draw(plot, width)); };
+addEventListener("theme", () => redraw());
 for (const input of document.querySelectorAll("input[data-plot]")) {
   input.addEventListener("change", () => {
     const plot = document.querySelector(`[data-figure="${input.dataset.plot}"]`);
@@ -127,21 +128,24 @@ for (const input of document.querySelectorAll("input[data-plot]")) {
   });
 }
 
-// Paper is white, and shows what the screen folds away.
+// Paper is white, narrower than most screens, and shows what the screen folds away.
+const PAPER_PX = 640;
 let before = null;
 addEventListener("beforeprint", () => {
   const root = document.documentElement;
   before = { theme: root.dataset.theme, open: [] };
-  for (const part of document.querySelectorAll("details:not([open])")) {
+  for (const part of document.querySelectorAll("details:not([open]):not(td details)")) {
     part.open = true;
     before.open.push(part);
   }
-  if (before.theme !== "light") { root.dataset.theme = "light"; redraw(); }
+  root.dataset.theme = "light";
+  redraw(PAPER_PX);
 });
 addEventListener("afterprint", () => {
   if (before === null) return;
   for (const part of before.open) part.open = false;
-  if (before.theme !== "light") { document.documentElement.dataset.theme = before.theme; redraw(); }
+  document.documentElement.dataset.theme = before.theme;
+  redraw();
   before = null;
 });
 begin();

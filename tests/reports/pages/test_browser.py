@@ -278,11 +278,15 @@ def test_texts_stand_out_from_what_is_behind_them(browser, page, scheme):
 def test_printing_unfolds_what_is_folded_and_turns_the_page_light(browser, page):
     _open(browser, page, scheme="dark")
     browser.execute_script("dispatchEvent(new Event('beforeprint'))")
-    folded = "return document.querySelectorAll('details:not([open])').length"
+    folded = "return document.querySelectorAll('details:not([open]):not(td details)').length"
+    width = "return document.querySelector('[data-figure=pareto0] .main-svg').clientWidth"
+    wide = browser.execute_script(width)
     theme = "return document.documentElement.dataset.theme"
     assert browser.execute_script(folded) == 0
     assert browser.execute_script(theme) == "light"
+    assert browser.execute_script(width) == 640
     browser.execute_script("dispatchEvent(new Event('afterprint'))")
+    _until(browser, lambda b: b.execute_script(width) == wide)
     assert browser.execute_script(folded) > 0
     assert browser.execute_script(theme) == "dark"
     assert browser.get_log("browser") == []
