@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
-from collections import deque
 from typing import TYPE_CHECKING, Protocol
 
 from flatsat.targets.board import LinkDown
@@ -15,7 +14,8 @@ if TYPE_CHECKING:
 
 _READ_BYTES = 1 << 16
 _PIPE_BYTES = 1 << 20
-_KEPT_LINES = 20
+_CLOSE_S = 3.0
+_KEPT_BYTES = 4096
 
 
 class LinkTimeout(LinkDown):
@@ -69,7 +69,7 @@ class PipeLink:
         self._environment = environment
         self._process: asyncio.subprocess.Process | None = None
         self._listener: asyncio.Task[None] | None = None
-        self._said: deque[str] = deque(maxlen=_KEPT_LINES)
+        self._said = b""
 
     @property
     def pid(self) -> int | None:
@@ -99,11 +99,11 @@ class PipeLink:
         self._listener = asyncio.create_task(self._listen())
 
     async def _listen(self) -> None:
-        """Keep standard error's last lines; left unread it would fill up and block the agent."""
+        """Keep the end of standard error; left unread it would fill up and block the agent."""
         assert self._process is not None
         assert self._process.stderr is not None
         while chunk := await self._process.stderr.read(_READ_BYTES):
-            self._said.extend(chunk.decode("utf-8", "replace").splitlines())
+            self._said = (self._said + chunk)[-_KEPT_BYTES:]
 
     async def read(self, deadline_s: float) -> bytes:
         """Return the next bytes. Raises LinkDown at the end, LinkTimeout at the deadline."""
@@ -149,20 +149,34 @@ class PipeLink:
         process = self._process
         if process is None:
             return
-        if process.stdin is not None:
-            process.stdin.close()
-        try:
-            async with asyncio.timeout(3.0):
-                await process.wait()
-        except TimeoutError:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.close()
+        # asyncio calls a process ended only after its output was read to the end.
+        rest = asyncio.create_task(self._discard(process.stdout))
+        if not await self._ended(process):
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
-            await process.wait()
-        if self._listener is not None:
-            self._listener.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._listener
+            # What it started may still hold the pipes; that must not hold us.
+            await self._ended(process)
+        for task in (rest, self._listener):
+            if task is not None:
+                task.cancel()
+                await asyncio.wait([task])
+
+    async def _discard(self, stream: asyncio.StreamReader) -> None:
+        while await stream.read(_READ_BYTES):
+            pass
+
+    async def _ended(self, process: asyncio.subprocess.Process) -> bool:
+        try:
+            async with asyncio.timeout(_CLOSE_S):
+                await process.wait()
+        except TimeoutError:
+            return False
+        return True
 
     def last_words(self) -> str:
         """Return the last line on the process's standard error."""
-        return self._said[-1].strip() if self._said else ""
+        lines = self._said.decode("utf-8", "replace").split("\n")
+        return next((line.strip() for line in reversed(lines) if line.strip()), "")

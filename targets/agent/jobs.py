@@ -111,6 +111,7 @@ class Jobs:
         work = self._store.fresh_work()
         orders: Dict[str, Any] = {
             "spec": spec,
+            "parent": os.getpid(),
             "result": os.path.join(work, "result"),
             "stderr": os.path.join(work, "stderr"),
             "output": os.path.join(work, "output"),

@@ -134,10 +134,11 @@ class _Template:
         self.fd, report = os.pipe()
         os.set_inheritable(report, True)
         argv = [
-            _BOOT % ("serve", "serve(sys.argv[2],int(sys.argv[3]))"),
+            _BOOT % ("serve", "serve(sys.argv[2],*map(int,sys.argv[3:]))"),
             launcher.path_of(runtime),
             runtime,
             str(report),
+            str(os.getpid()),
         ]
         try:
             self._pid = _spawn(launcher.python, argv, order_read, stderr, launcher.seed_hash)

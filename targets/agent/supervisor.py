@@ -12,7 +12,6 @@ import os
 import signal
 import time
 import zlib
-from collections import OrderedDict
 from typing import TYPE_CHECKING, Any, Callable, Dict, List, Mapping, Optional, Tuple
 
 from . import facts
@@ -57,7 +56,7 @@ class Supervisor:
         )
         self._peer = Peer()
         self._greeted = False
-        self._answers: OrderedDict[str, Answer] = OrderedDict()
+        self._answers: Dict[str, Answer] = {}
         self._expected: Dict[str, int] = {}
         self._queue: List[Message] = []
         self._child: Optional[Child] = None
@@ -248,7 +247,7 @@ class Supervisor:
         if not answer.transient:
             self._answers[job_id] = answer
             while len(self._answers) > _KEPT_ANSWERS:
-                self._answers.popitem(last=False)
+                del self._answers[next(iter(self._answers))]
         for kind, payload in answer.messages:
             self._send(kind, payload)
 

@@ -115,11 +115,14 @@ def _unlimit_memory() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
 
 
-def _settle_in() -> None:
-    """Die with the parent, and be the first that the kernel kills when memory runs out."""
+def _settle_in(parent: int) -> None:
+    """Die with the parent, and be the first that the kernel kills when memory runs out.
+
+    Args:
+        parent: its process id, told by itself: it may have died before we could ask the kernel.
+    """
     import ctypes
 
-    parent = os.getppid()
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, _SIGKILL, 0, 0, 0)
     if os.getppid() != parent:
         os._exit(1)
@@ -155,19 +158,20 @@ def _leave() -> None:
 def main() -> None:
     """Do the one order that stands on standard input, in this fresh interpreter."""
     gc.disable()
-    _settle_in()
     orders = _read_order(0)
+    _settle_in(orders["parent"])
     work(orders, lambda: make_runtime(orders["spec"]["runtime"]))
     _leave()
 
 
-def serve(runtime_name: str, report_fd: int) -> None:
+def serve(runtime_name: str, report_fd: int, parent: int) -> None:
     """Import a runtime, then copy this process for every order on standard input.
 
     Lines of JSON go to `report_fd`: `{"ready": true}` or `{"fault": ...}` once, then for each order
     `{"pid": n}` and, when that process has ended, `{"status": wait status, ...}`.
     """
-    _settle_in()
+    _settle_in(parent)
+    template = os.getpid()
     try:
         ready = make_runtime(runtime_name)
         from . import kinds  # noqa: F401  (imported once, here, for every copy)
@@ -183,7 +187,7 @@ def serve(runtime_name: str, report_fd: int) -> None:
         if pid == 0:
             os.setpgid(0, 0)
             os.close(report_fd)
-            _settle_in()
+            _settle_in(template)
             _divert(orders["stderr"])
             work(orders, lambda: ready)
             _leave()

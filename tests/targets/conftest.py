@@ -1,0 +1,138 @@
+"""Small ONNX files, jobs on them, and sessions with board `host` in real processes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from flatsat.artifact import Agreement
+from flatsat.canonical import sha256_file
+from flatsat.jobspec import JobKind, JobSpec, MeasurePlan
+from flatsat.targets.board import Lease
+from flatsat.targets.host import HostBoard
+
+if TYPE_CHECKING:
+    from flatsat.outcome import Outcome
+    from flatsat.targets.session import AgentSession
+
+QUICK = MeasurePlan(processes=1, min_inferences=20, min_s=0.01, max_warmup=40, deadline_s=60.0)
+TOLERANT = Agreement("tol", max_rel=1e-4)
+
+
+class Files:
+    """Makes the files that jobs need and knows them by their hashes."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.paths: dict[str, Path] = {}
+
+    def keep(self, name: str, data: bytes) -> str:
+        path = self.folder / name
+        path.write_bytes(data)
+        return self.add(path)
+
+    def add(self, path: Path) -> str:
+        sha256 = sha256_file(path)
+        self.paths[sha256] = path
+        return sha256
+
+    def dense(self, *, batch: int | str = "batch", opset: int = 17, name: str = "dense") -> str:
+        """Keep `logits = image @ w + b` for 6 inputs and 3 classes."""
+        graph = helper.make_graph(
+            [
+                helper.make_node("MatMul", ["image", "w"], ["product"], name="/fc/MatMul"),
+                helper.make_node("Add", ["product", "b"], ["logits"], name="/fc/Add"),
+            ],
+            name,
+            [helper.make_tensor_value_info("image", TensorProto.FLOAT, [batch, 6])],
+            [helper.make_tensor_value_info("logits", TensorProto.FLOAT, [batch, 3])],
+            [
+                numpy_helper.from_array(self.w, "w"),
+                numpy_helper.from_array(self.b, "b"),
+            ],
+        )
+        return self.graph(graph, name, opset)
+
+    w = np.arange(18, dtype=np.float32).reshape(6, 3) / 7 - 1
+    b = np.array([0.5, -0.25, 0.125], np.float32)
+
+    def graph(self, graph: onnx.GraphProto, name: str, opset: int = 17) -> str:
+        model = helper.make_model(
+            graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8
+        )
+        return self.keep(f"{name}.onnx", model.SerializeToString())
+
+    def arrays(self, name: str, arrays: dict[str, np.ndarray]) -> str:
+        path = self.folder / f"{name}.npz"
+        np.savez(path, **arrays)
+        return self.add(path)
+
+    def fault(self, name: str, **more: object) -> str:
+        text = json.dumps({"fault": name, **more})
+        return self.keep(f"{name}-{len(self.paths)}.json", text.encode())
+
+
+def latency(artifact: str, **changes: Any) -> JobSpec:
+    """Return a quick latency job; `plan` may be a dict of changes to the quick plan."""
+    plan = changes.pop("plan", {})
+    spec = JobSpec(JobKind.LATENCY, artifact, "onnx", "host", plan=replace(QUICK, **plan))
+    return replace(spec, **changes)
+
+
+def faulty(artifact: str, **changes: Any) -> JobSpec:
+    """Return a job that runs a fault file."""
+    return latency(artifact, kind=JobKind.FAULTS, runtime="fault", format="fault", **changes)
+
+
+class Bench:
+    """A session with board `host` that puts a job's files before it runs the job."""
+
+    def __init__(self, session: AgentSession, files: Files) -> None:
+        self.session = session
+        self.files = files
+        self._jobs = 0
+
+    async def run(self, spec: JobSpec, job_id: str | None = None) -> Outcome:
+        self._jobs += 1
+        for sha256 in spec.blobs:
+            await self.session.put(sha256, self.files.paths[sha256])
+        return await self.session.run(job_id or f"job-{self._jobs}", spec)
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Files:
+    folder = tmp_path / "files"
+    folder.mkdir()
+    return Files(folder)
+
+
+@pytest.fixture
+def lease(tmp_path: Path) -> Lease:
+    return Lease("host", 1, tmp_path / "board")
+
+
+@pytest.fixture
+async def bench(lease: Lease, files: Files) -> AsyncIterator[Bench]:
+    session = await HostBoard().open(lease)
+    try:
+        yield Bench(session, files)
+    finally:
+        await session.close()
+
+
+@pytest.fixture
+def make_latency() -> Callable[..., JobSpec]:
+    return latency
+
+
+@pytest.fixture
+def make_faulty() -> Callable[..., JobSpec]:
+    return faulty
