@@ -27,7 +27,6 @@ from flatsat.harness.cli.session import (
     working,
 )
 from flatsat.harness.cli.style import cell, make_table
-from flatsat.harness.console import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -176,28 +175,23 @@ def parse_share(option: str, text: str) -> float:
 
 
 def show_comparison(console: Console, report: ComparisonReport) -> None:
-    """Write verdicts for people."""
+    """Write verdicts for people, and below them the reasons of those that need one."""
     console.print(cell(f"against {report.baseline}", "bold"))
     right = ("by", "95 % interval")
-    table = make_table("candidate", "what", "verdict", *right, "", right=right)
+    table = make_table("candidate", "what", "verdict", *right, right=right)
+    reasons: list[str] = []
     for row in report.rows:
-        name = row.candidate
-        if row.baseline not in (report.baseline, row.candidate):
-            name += f" (to {row.baseline})"
         what = row.quantity if row.quantity == "accuracy" else f"{row.quantity} {row.statistic}"
         by, interval = _amount(row)
-        style = COMPARE_STYLES.get(row.verdict.value, "")
-        table.add_row(
-            cell(name, "cyan"),
-            what,
-            cell(row.verdict.value, style),
-            by,
-            interval,
-            Text(printable(row.why)),
-        )
+        verdict = Text(row.verdict.value, COMPARE_STYLES.get(row.verdict.value, ""), no_wrap=True)
+        table.add_row(cell(row.candidate, "cyan"), what, verdict, by, interval)
+        if row.why:
+            reasons.append(f"{row.candidate}, {what}: {row.why}")
+        if row.baseline not in (report.baseline, row.candidate):
+            reasons.append(f"{row.candidate} is held against {row.baseline}")
     console.print(table)
-    for note in report.notes:
-        console.print(cell(note, "dim"))
+    for line in dict.fromkeys([*reasons, *report.notes]):
+        console.print(cell(line, "dim"))
 
 
 def _amount(row: Comparison) -> tuple[str, Text]:

@@ -24,13 +24,12 @@ def nanoseconds(value: float | None, digits: int = 3) -> str:
 
 
 def nanosecond_range(low: float | None, high: float | None) -> str:
-    """Return two durations with one unit: "14.3 … 14.9 µs"; "" without them."""
+    """Return two durations, with one unit where that suits both: "14.3 … 14.9 µs"."""
     if low is None or high is None:
         return ""
-    for scale, unit in ((1e9, "s"), (1e6, "ms"), (1e3, "µs"), (1.0, "ns")):
-        if abs(high) >= scale or unit == "ns":
-            return f"{_significant(low / scale)} … {_significant(high / scale)} {unit}"
-    raise AssertionError
+    first, last = nanoseconds(low), nanoseconds(high)
+    number, _, unit = first.partition(" ")
+    return f"{number if last.endswith(f' {unit}') else first} … {last}"
 
 
 def byte_count(value: float | None) -> str:

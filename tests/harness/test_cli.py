@@ -15,7 +15,7 @@ import pytest
 from flatsat.harness.cli import entry
 from flatsat.harness.cli.catalogue import parse_attributes
 from flatsat.harness.cli.measure import parse_axes, parse_cpus
-from flatsat.harness.cli.style import byte_count, nanoseconds
+from flatsat.harness.cli.style import byte_count, nanosecond_range, nanoseconds
 
 Flatsat = Callable[..., Any]
 HEAVY = ("torch", "numpy", "pandas", "plotly", "onnx", "onnxruntime", "sqlalchemy", "scipy")
@@ -227,6 +227,13 @@ def test_axes_and_cpus_are_read() -> None:
     assert parse_axes(["a=3", "x=y=4"]) == {"a": 3, "x=y": 4}
     assert parse_cpus("0,2-4,2") == (0, 2, 3, 4)
     assert parse_cpus("") == ()
+
+
+def test_a_range_of_durations_shares_its_unit_where_it_can() -> None:
+    assert nanosecond_range(14_300, 14_900) == "14.3 … 14.9 µs"
+    assert nanosecond_range(74_100, 3.07e6) == "74.1 µs … 3.07 ms"
+    assert nanosecond_range(5, 990) == "5 … 990 ns"
+    assert nanosecond_range(None, 3.0) == ""
 
 
 def test_numbers_read_as_people_write_them() -> None:
