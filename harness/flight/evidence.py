@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from flatsat.reports.bounds import Side, mean_bound, percentile_bound, share_bound
 
 
 @dataclass(frozen=True)
@@ -95,76 +97,79 @@ def estimate(
 
 
 def _share(successes: int, n: int, confidence: float) -> Estimate:
-    """Clopper and Pearson's exact one-sided bounds of a binomial share."""
-    from scipy.stats import beta
-
-    alpha = 1 - confidence
-    lower = 0.0 if successes == 0 else float(beta.ppf(alpha, successes, n - successes + 1))
-    upper = 1.0 if successes == n else float(beta.ppf(1 - alpha, successes + 1, n - successes))
-    return Estimate(successes / n, lower, upper, n, 1, "exact binomial (Clopper-Pearson)")
+    return Estimate(
+        successes / n,
+        share_bound(successes, n, confidence, "lower"),
+        share_bound(successes, n, confidence, "upper"),
+        n,
+        1,
+        "exact binomial (Clopper-Pearson)",
+    )
 
 
 def _latency(
     processes: Sequence[Sequence[int]], statistic: str, confidence: float
 ) -> Estimate | str:
-    import numpy as np
+    """Pool the processes; samples of one process resemble each other, so their spread counts too.
 
-    pooled = np.sort(np.concatenate([np.asarray(p, dtype=np.int64) for p in processes] or [[]]))
+    Each bound of a percentile is the wider of the order statistic's, which takes samples as
+    independent, and Student's over one percentile a process.
+    """
+    pooled = sorted(value for process in processes for value in process)
     n, repeats = len(pooled), len(processes)
     if n == 0:
         return "no latency was measured on this board"
     if statistic == "max_observed":
-        top = float(pooled[-1])
-        return Estimate(top, top, top, n, repeats, f"max observed, n={n}; no bound on the maximum")
+        return _largest([float(pooled[-1])], n, repeats)
     if statistic == "mean":
-        return _of_processes([float(np.mean(p)) for p in processes], "mean", confidence)
+        means = [sum(process) / len(process) for process in processes]
+        return _of_processes(means, "mean", confidence)
     q = float(statistic[1:]) / 100
-    lower_rank, upper_rank = order_statistic_ranks(n, q, confidence)
-    point = float(pooled[max(0, math.ceil(q * n) - 1)])
-    per_process = [float(np.quantile(np.asarray(p), q, method="higher")) for p in processes]
-    # Samples of one process resemble each other, so the spread between processes counts as well:
-    # each bound is the wider of the two.
-    spread = _of_processes(per_process, "mean", confidence)
-    lower = None if lower_rank is None else float(pooled[lower_rank])
-    upper = None if upper_rank is None else float(pooled[upper_rank])
-    if upper is not None and not isinstance(spread, str) and spread.upper is not None:
-        upper = max(upper, spread.upper)
-    if lower is not None and not isinstance(spread, str) and spread.lower is not None:
-        lower = min(lower, spread.lower)
+    each = [_percentile(sorted(process), q) for process in processes]
+    bounds: dict[Side, float | None] = {}
+    sides: tuple[tuple[Side, Callable[..., float]], ...] = (("lower", min), ("upper", max))
+    for side, wider in sides:
+        bound = percentile_bound(pooled, q, confidence, side)
+        spread = mean_bound(each, confidence, side)
+        if bound is not None and spread is not None:
+            bound = wider(bound, spread)
+        bounds[side] = bound
     return Estimate(
-        point, lower, upper, n, repeats, "wider of order statistics and spread between processes"
+        _percentile(pooled, q),
+        bounds["lower"],
+        bounds["upper"],
+        n,
+        repeats,
+        "wider of order statistics and spread between processes",
     )
 
 
-def order_statistic_ranks(n: int, q: float, confidence: float) -> tuple[int | None, int | None]:
-    """Return the 0-based ranks of the order statistics that bound quantile `q` from either side.
-
-    Distribution-free: the number of samples below the quantile is binomial(n, q). An upper bound
-    exists from n >= ln(1 - confidence) / ln(q) on: 59 for p95, 299 for p99 at 95 %.
-    """
-    from scipy.stats import binom
-
-    upper = int(binom.ppf(confidence, n, q))
-    lower = int(binom.ppf(1 - confidence, n, q)) - 1
-    return (lower if lower >= 0 else None), (upper if upper < n else None)
+def _percentile(ordered: Sequence[int], q: float) -> float:
+    """Return the least value that a share q of all doesn't exceed."""
+    return float(ordered[max(0, math.ceil(q * len(ordered)) - 1)])
 
 
 def _of_processes(values: Sequence[float], statistic: str, confidence: float) -> Estimate | str:
     """One value a process: Student's t bounds of the mean, or the largest seen."""
-    import numpy as np
-    from scipy.stats import t
-
     n = len(values)
     if n == 0:
         return "no process gave a value"
     if statistic == "max_observed":
-        top = float(max(values))
-        return Estimate(top, top, top, n, n, f"max observed, n={n}; no bound on the maximum")
-    mean = float(np.mean(values))
-    if n < 2:
-        return Estimate(mean, None, None, n, n, "one process gives no bound")
-    half = float(t.ppf(confidence, n - 1)) * float(np.std(values, ddof=1)) / math.sqrt(n)
-    return Estimate(mean, mean - half, mean + half, n, n, "Student's t over processes")
+        return _largest(values, n, n)
+    return Estimate(
+        sum(values) / n,
+        mean_bound(values, confidence, "lower"),
+        mean_bound(values, confidence, "upper"),
+        n,
+        n,
+        "Student's t over processes" if n > 1 else "one process gives no bound",
+    )
+
+
+def _largest(values: Sequence[float], n: int, repeats: int) -> Estimate:
+    top = float(max(values))
+    note = f"max observed, n={n}; no bound on the maximum"
+    return Estimate(top, top, top, n, repeats, note)
 
 
 def _agreement(
@@ -177,5 +182,4 @@ def _agreement(
         top = max(r[0] for r in results)
         return Estimate(top, top, top, n, len(results), f"max observed over {n} goldens")
     worst = min(r[1] for r in results)
-    share = _share(round(worst * n), n, confidence)
-    return Estimate(share.point, share.lower, share.upper, n, len(results), share.note)
+    return replace(_share(round(worst * n), n, confidence), repeats=len(results))

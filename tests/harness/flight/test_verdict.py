@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import datetime
-import math
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flatsat.harness.flight.evidence import Evidence, estimate, order_statistic_ranks
+from flatsat.harness.flight.evidence import Evidence, estimate
 from flatsat.harness.flight.requirements import MissionHead, Requirement
 from flatsat.harness.flight.verdict import VerdictKind, exit_code, judge
 
@@ -127,11 +126,15 @@ def test_exit_codes() -> None:
     assert exit_code([good, wish]) == 0
 
 
-@pytest.mark.parametrize(("q", "n"), [(0.95, 59), (0.99, 299), (0.999, 2995)])
-def test_least_samples_for_an_upper_bound(q: float, n: int) -> None:
-    assert order_statistic_ranks(n, q, 0.95)[1] == n - 1
-    assert order_statistic_ranks(n - 1, q, 0.95)[1] is None
-    assert n == math.ceil(math.log(0.05) / math.log(q))
+@pytest.mark.parametrize(("statistic", "n"), [("p95", 59), ("p99", 299), ("p99.9", 2995)])
+def test_least_samples_for_an_upper_bound(statistic: str, n: int) -> None:
+    def upper(count: int) -> float | None:
+        found = estimate(Evidence(latency_ns=(tuple(range(count)),)), "latency", statistic, 0.95)
+        assert not isinstance(found, str)
+        return found.upper
+
+    assert upper(n) == n - 1
+    assert upper(n - 1) is None
 
 
 @given(st.lists(st.integers(1, 10**9), min_size=2, max_size=300), st.sampled_from(["p50", "p95"]))
