@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from flatsat.errors import DataError
@@ -73,7 +74,9 @@ def collect(
     for key, note in notes.items():
         if key == "search" or key.startswith("search:"):
             try:
-                searches.append(search_from_note(note))
+                found = search_from_note(note)
+                detail = notes.get(key.replace("search", "search-detail", 1))
+                searches.append(replace(found, messages=_lines(detail, "messages")))
             except DataError as error:
                 failures.append(_note_failure(key, error))
     title = notes.get("title")
@@ -98,6 +101,7 @@ def collect(
         failures=tuple(failures),
         comparisons=tuple(comparisons),
         search=tuple(searches),
+        regressions=_lines(notes, "regressions"),
         masks=dict(masks or {}),
         versions=_versions(run, rows),
         commands=_commands(run, config),
@@ -219,6 +223,12 @@ def _failures(
             for label, why in unbuilt.items()
         ]  # fmt: skip
     return listed
+
+
+def _lines(holder: object, key: str) -> tuple[str, ...]:
+    """Return the lines that a note holds under a key, () where there are none."""
+    lines = holder.get(key) if isinstance(holder, Mapping) else None
+    return tuple(str(line) for line in lines) if isinstance(lines, (list, tuple)) else ()
 
 
 def _note_failure(key: str, error: DataError) -> FailureReport:

@@ -370,6 +370,7 @@ class RunReport:
         config: the configuration as text.
         versions: (name, version) of FlatSat and of what it stands on.
         commands: what to type to do it again.
+        regressions: what the run's gate found worse than its baseline, one line each.
         masks: by candidate_id.
     """
 
@@ -391,6 +392,7 @@ class RunReport:
     failures: tuple[FailureReport, ...] = ()
     comparisons: tuple[Comparison, ...] = ()
     search: tuple[SearchReport, ...] = ()
+    regressions: tuple[str, ...] = ()
     masks: Mapping[str, MaskPicture] = field(default_factory=dict)
     versions: tuple[tuple[str, str], ...] = ()
     commands: tuple[str, ...] = ()

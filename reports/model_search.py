@@ -30,6 +30,8 @@ of evaluations, read by `collect`; every list of a strategy has one entry an eva
         "predicted": 58000.0,               # by the estimator, in the budget's unit
         "measured": 59100.0, "low": 58800.0, "high": 59500.0}],           # null: failed
      "chosen": "..."}                       # candidate_id that the search ends with, or null
+
+Of the note "search-detail", "messages" is shown: lines that a reader of the result should know.
 """
 
 from __future__ import annotations
@@ -98,3 +100,4 @@ class SearchReport:
     strategies: tuple[StrategyReport, ...]
     measured: tuple[SearchedReport, ...]
     chosen: str | None
+    messages: tuple[str, ...] = ()

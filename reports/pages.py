@@ -18,7 +18,14 @@ from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from flatsat.reports import figures, figures_latency, figures_search, pages_parts, words
+from flatsat.reports import (
+    figures,
+    figures_latency,
+    figures_search,
+    pages_parts,
+    pages_views,
+    words,
+)
 from flatsat.reports.files import write_atomically
 
 if TYPE_CHECKING:
@@ -41,9 +48,9 @@ class _SectionView:
     cpu: str
     tiles: list[pages_parts.Tile]
     trust: list[pages_parts.Chip]
-    speeds: pages_parts.Spans | None
-    proxies: pages_parts.Spans | None
-    minis: list[pages_parts.Mini]
+    speeds: pages_views.Spans | None
+    proxies: pages_views.Spans | None
+    minis: list[pages_views.Mini]
     blind: str
     several_runtimes: bool
     unsteady: bool
@@ -53,7 +60,7 @@ class _SectionView:
 @dataclass(frozen=True)
 class _SearchView:
     search: SearchReport
-    rows: list[pages_parts.StrategyRow]
+    rows: list[pages_views.StrategyRow]
     limit: str
     reference: str
     error: str
@@ -82,7 +89,7 @@ def run_html(report: RunReport) -> str:
     for i, searched in enumerate(searches):
         drawn |= {f"{name}{i}": views_of for name, views_of in searched.figures.items()}
     page_js, theme_js = _text("page.js"), _text("theme.js")
-    heats, masks = pages_parts.heats(report), pages_parts.mask_views(report)
+    heats, masks = pages_views.heats(report), pages_views.mask_views(report)
     return (
         environment()
         .get_template("run.html")
@@ -213,10 +220,10 @@ def _section_view(
         cpu=next((value for what, value in section.facts if what.lower() == "cpu"), ""),
         tiles=pages_parts.tiles(section),
         trust=pages_parts.trust_chips(section),
-        speeds=pages_parts.speed_spans(section),
-        proxies=pages_parts.proxy_spans(section),
-        minis=pages_parts.minis(section),
-        blind=pages_parts.blind(section),
+        speeds=pages_views.speed_spans(section),
+        proxies=pages_views.proxy_spans(section),
+        minis=pages_views.minis(section),
+        blind=pages_views.blind(section),
         several_runtimes=len({(m.runtime, m.threads) for m in measured}) > 1,
         unsteady=any(t.steady is False for m in measured for t in m.traces),
         figures={
@@ -236,10 +243,10 @@ def _search_view(search: SearchReport) -> _SearchView:
     }
     return _SearchView(
         search=search,
-        rows=pages_parts.strategy_rows(search),
+        rows=pages_views.strategy_rows(search),
         limit=figures_search.quantity(search, search.limit),
         reference=figures_search.quantity(search, search.reference),
-        error=pages_parts.prediction_error(search),
+        error=pages_views.prediction_error(search),
         figures={name: {"": figure} if figure else {} for name, figure in drawn.items()},
     )
 

@@ -365,6 +365,11 @@ def test_a_note_of_a_search_that_cannot_be_read_costs_only_its_picture(record):
     assert any(f.code == "bad-note" for f in report.failures)
 
 
+def test_notes_of_a_run_are_told(record):
+    record.store.put_note("r1", "regressions", ["half: slower"])
+    assert collect(record.store, "r1").regressions == ("half: slower",)
+
+
 def test_versions_of_runtimes_are_told(record):
     assert ("onnxruntime", "1.32.0") in collect(record.store, "r1").versions
 

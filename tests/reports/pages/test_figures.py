@@ -7,7 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flatsat.reports import figures, figures_latency, figures_search, figures_static, pages_parts
+from flatsat.reports import (
+    figures,
+    figures_latency,
+    figures_search,
+    figures_static,
+    pages_parts,
+    pages_views,
+)
 from flatsat.reports.model import Estimate
 
 
@@ -105,7 +112,7 @@ def test_a_running_mean_passes_over_failed_evaluations():
 
 
 def test_the_error_of_predictions_is_told(report):
-    assert pages_parts.prediction_error(report.search[0]).startswith("median 2.")
+    assert pages_views.prediction_error(report.search[0]).startswith("median 2.")
 
 
 def test_pixels_of_a_mask_are_densest_in_the_middle(report):
@@ -155,8 +162,8 @@ def test_proxies_that_are_equal_for_all_are_named(report):
         else p
         for p in section.proxies
     )
-    assert "in MACs: the same for all 10" in pages_parts.blind(replace(section, proxies=flat))
-    assert pages_parts.blind(section) == ""
+    assert "in MACs: the same for all 10" in pages_views.blind(replace(section, proxies=flat))
+    assert pages_views.blind(section) == ""
 
 
 def test_hover_texts_tell_the_label_once_unescaped(report):

@@ -168,6 +168,12 @@ def test_the_headline_is_one_line(report):
     assert pages.headline_text(replace(report, sections=())) == ""
 
 
+def test_regressions_stand_on_the_first_screen(report):
+    page = _Page(pages.run_html(replace(report, regressions=("deep: 4 % slower on host",))))
+    assert page.text.index("deep: 4 % slower on host") < page.text.index("Best on host")
+    assert "1 regression against the baseline" in page.text
+
+
 def test_a_run_that_goes_on_says_so(report):
     jobs = JobCounts(planned=86, measured=40, failed=0, inconclusive=0)
     page = _Page(pages.run_html(replace(report, state="running", jobs=jobs)))
