@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import tempfile
-from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -17,6 +16,8 @@ from flatsat.outcome import Failed, Measured, Outcome
 from flatsat.targets.pool import LocalPool
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping
+
     from flatsat.targets.board import Board, Lease, Session
 
 _LOW_MEMORY_BYTES = 128 << 20

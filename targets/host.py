@@ -6,6 +6,7 @@ import sys
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from flatsat.targets.board import LinkDown
 from flatsat.targets.links import PipeLink
 from flatsat.targets.provision import write_agent
 from flatsat.targets.session import AgentSession, open_session
@@ -39,7 +40,14 @@ class HostBoard:
     async def open(self, lease: Lease) -> AgentSession:
         """Start the agent and greet it. Raises LinkDown or BoardRefused."""
         store = self.store or lease.directory / "store"
-        argv = [self.python, str(write_agent(lease.directory)), "--store", str(store)]
+        try:
+            agent = write_agent(lease.directory)
+        except OSError as error:
+            raise LinkDown(
+                f"can't write the agent into {lease.directory}: {error.strerror}",
+                hint="free some room there, or choose another lab folder",
+            ) from error
+        argv = [self.python, str(agent), "--store", str(store)]
         for runtime, folder in self.sites.items():
             argv += ["--site", f"{runtime}={folder}"]
         return await open_session(PipeLink(argv), lease, kind=self.kind, time_kind=self.time_kind)

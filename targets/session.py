@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
     from flatsat.units import TimeKind
 
+PROTOCOL = 1
 _OPEN_S = 60.0
 _ANSWER_S = 30.0
 _GRACE_S = 30.0
@@ -49,8 +50,9 @@ _MULTI_PROCESS = (JobKind.LATENCY, JobKind.FAULTS)
 class AgentSession:
     """A board in use, through the agent at the other end of a link. Made by `open_session`."""
 
-    def __init__(self, link: Link, lease: Lease, time_kind: TimeKind) -> None:
+    def __init__(self, link: Link, lease: Lease, time_kind: TimeKind, grace_s: float) -> None:
         self._link = link
+        self._grace_s = grace_s
         self._peer = Peer(lease.epoch)
         self._time_kind = time_kind
         self._inbox: list[Message] = []
@@ -66,8 +68,10 @@ class AgentSession:
     async def greet(self, name: str, kind: str) -> None:
         """Exchange HELLO and WELCOME, and start to keep the agent alive."""
         await self._link.open(_OPEN_S)
-        await self._send(Type.HELLO, {"protocol": 1, "time_kind": self._time_kind.value})
+        await self._send(Type.HELLO, {"protocol": PROTOCOL, "time_kind": self._time_kind.value})
         self.welcome = _json(await self._expect(Type.WELCOME, _OPEN_S))
+        if self.welcome.get("protocol") != PROTOCOL:
+            raise self._broken("the agent speaks another version of the protocol")
         self.identity = BoardIdentity.from_facts(name, kind, self.welcome["identity"])
         self.health = health_from_json(self.welcome["health"], "open")
         self._pinger = asyncio.create_task(self._keep_alive())
@@ -153,7 +157,7 @@ class AgentSession:
     async def run(self, job_id: str, spec: JobSpec) -> Outcome:
         """Do a job and return what became of it."""
         processes = spec.plan.processes if spec.kind in _MULTI_PROCESS else 1
-        deadline = time.monotonic() + processes * (spec.plan.deadline_s + 5.0) + _GRACE_S
+        deadline = time.monotonic() + processes * (spec.plan.deadline_s + self._grace_s)
         async with self._turn():
             await self._send(Type.RUN, {"job_id": job_id, "spec": spec.to_json()})
             parts: dict[tuple[int, str, str, bool], array[int]] = {}
@@ -168,7 +172,7 @@ class AgentSession:
                     # Its own clock may be slow or stopped: ask it, then give it one more grace.
                     cancelled = True
                     await self._send(Type.CANCEL, {"job_id": job_id})
-                    deadline = time.monotonic() + _GRACE_S
+                    deadline = time.monotonic() + self._grace_s
                     continue
                 if message.type == Type.SAMPLES:
                     self._collect(parts, message.payload)
@@ -340,14 +344,24 @@ def _size_of(source: Path) -> int:
         raise DataError(f"can't read {source}: {error.strerror}") from error
 
 
-async def open_session(link: Link, lease: Lease, *, kind: str, time_kind: TimeKind) -> AgentSession:
+async def open_session(
+    link: Link, lease: Lease, *, kind: str, time_kind: TimeKind, grace_s: float = _GRACE_S
+) -> AgentSession:
     """Start the agent behind `link`, greet it under the lease, and return the session.
+
+    Args:
+        link: not yet open.
+        lease: names the board and its epoch.
+        kind: of the board.
+        time_kind: what the board's durations mean.
+        grace_s: how long each process of a job may take beyond its own deadline, on the host's
+            clock. Then the agent is told to cancel the job, and given up after as long again.
 
     Raises:
         LinkDown: the agent does not start or does not answer.
         BoardRefused: the lease is over, or another agent holds the board.
     """
-    session = AgentSession(link, lease, time_kind)
+    session = AgentSession(link, lease, time_kind, grace_s)
     try:
         await session.greet(lease.board, kind)
     except BaseException:

@@ -107,7 +107,11 @@ def accuracy(runtime: Runtime, orders: Mapping[str, Any], result: Result) -> Non
 
 
 def layers(runtime: Runtime, orders: Mapping[str, Any], result: Result) -> None:
-    """Time every node by the runtime's own profiler, whose clock ticks in microseconds."""
+    """Time every node by the runtime's own profiler, whose clock ticks in microseconds.
+
+    Nodes are those of the graph as the runtime optimised it: several of the file may be one.
+    Profiling costs time in each node, so that the sum exceeds a latency measured without it.
+    """
     spec = orders["spec"]
     plan = spec["plan"]
     model = _load(runtime, orders, result, profile=orders["profile"])

@@ -180,6 +180,8 @@ class Store:
 
     def try_lock(self) -> Optional[int]:
         """Become the board's one agent: return None, or the process id of the other one (or 0)."""
+        if self._lock is not None:
+            return None
         path = os.path.join(self.root, "agent.lock")
         stream = open(path, "a+")  # noqa: SIM115  (held until this process ends)
         try:

@@ -103,7 +103,8 @@ class Supervisor:
             readable, ready = self._line.wait(max(0.0, deadline - time.monotonic()), other)
             if readable:
                 self._queue.extend(self._peer.feed(self._line.read()))
-                if self._peer.lost and self._greeted:
+                greeting = any(message.type == Type.HELLO for message in self._queue)
+                if self._peer.lost and self._greeted and not greeting:
                     self._send_fault(
                         AgentFault("board", "frames-lost", "the line lost frames", transient=True)
                     )

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -13,6 +12,9 @@ from hypothesis import strategies as st
 from flatsat.targets.agent.faults import AgentFault
 from flatsat.targets.agent.goldens import check_goldens, compare, run_rows
 from flatsat.targets.agent.inputs import TensorInfo
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 REF = np.array([[1.0, 2.0, 3.0], [9.0, 5.0, 1.0]], np.float32)
 DECISION = {"kind": "decision", "quantum": 0.5, "p99_quanta": 2.0, "top1": 0.99}

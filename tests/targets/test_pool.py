@@ -5,12 +5,15 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from flatsat.errors import InfrastructureError
 from flatsat.targets.pool import BoardBusy, LocalPool
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 HOLD = """
 import sys

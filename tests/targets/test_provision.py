@@ -6,10 +6,13 @@ import os
 import subprocess
 import sys
 import zipfile
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from flatsat.targets import provision
 from flatsat.targets.provision import agent_zip, write_agent
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def test_the_same_bytes_in_another_process_and_time_zone(tmp_path: Path) -> None:

@@ -7,8 +7,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import psutil
 import pytest
@@ -24,6 +23,9 @@ from flatsat.targets.links import PipeLink
 from flatsat.targets.provision import write_agent
 from flatsat.targets.session import AgentSession, open_session
 from flatsat.units import TimeKind
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 MakeJob = Callable[..., JobSpec]
 LONG_S = 60.0
@@ -436,3 +438,33 @@ async def test_a_job_without_its_file_is_the_harnesses_fault(
     await session.close()
     assert isinstance(outcome, Failed)
     assert outcome.fault.code == "no-blob"
+
+
+async def test_a_host_may_greet_again(lease: Lease) -> None:
+    async with Raw(lease) as raw:
+        await raw.greet()
+        raw.peer = Peer(lease.epoch + 1)
+        await raw.greet()
+        await raw.send(Type.PING, {})
+        assert (await raw.receive())[0] == Type.PONG
+
+
+async def test_a_stopped_agent_is_given_up_on_the_hosts_clock(
+    lease: Lease, files: Any, make_faulty: MakeJob
+) -> None:
+    link = TappedLink(argv(lease))
+    session = await open_session(link, lease, kind="host", time_kind=TimeKind.WALL, grace_s=0.1)
+    hang = files.fault("hang")
+    await session.put(hang, files.paths[hang])
+    psutil.Process(link.pid).suspend()
+    with pytest.raises(LinkDown, match="did not answer"):
+        await session.run("j", make_faulty(hang, plan={"deadline_s": 0.3}))
+    await session.close()
+    assert not psutil.pid_exists(link.pid or 0)
+
+
+async def test_a_board_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    blocker = tmp_path / "file"
+    blocker.write_text("")
+    with pytest.raises(LinkDown, match="can't write the agent"):
+        await HostBoard().open(Lease("host", 1, blocker))

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import signal
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from flatsat.targets.agent.faults import AgentFault
 from flatsat.targets.agent.verdict import tail_of, verdict
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def exited(code: int) -> int:

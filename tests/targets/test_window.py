@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from flatsat.targets.agent.window import HALF, count, steady, warm_up
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
 
 NEEDED = 2 * HALF
 durations = st.integers(1_000, 10**10)
