@@ -6,13 +6,14 @@ import asyncio
 import contextlib
 import datetime
 import re
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flatsat.canonical import canonical_json, sha256_json
-from flatsat.errors import ConfigError, InfrastructureError
+from flatsat.errors import ConfigError, DataError, InfrastructureError
 from flatsat.harness.plan import PlannedJob, expected_s
 from flatsat.jobspec import JobKind, reuse_key
 from flatsat.outcome import Failed, Fault, Measured, Outcome, Owner
@@ -135,8 +136,8 @@ def execute(
     """Run the jobs that have no outcome yet, board by board, all boards at once.
 
     Jobs must be in the record (`Store.add_jobs`). A fault of a candidate ends its job and spares
-    the later rounds of the same work; a transient fault of a board is tried again; a board that
-    keeps failing is left alone, and its jobs stay open for a resumed run.
+    the later rounds of the same work; a fault of a board is tried again; a board that keeps
+    failing is left alone, and its jobs stay open for a resumed run.
 
     Args:
         lab: where boards and leases are.
@@ -202,11 +203,16 @@ class _Execution:
         self._wanted = {job.job_id for job in jobs}
 
     async def all_boards(self) -> None:
+        self._progress.update("measure", self._done_s, self._total_s, "")
         boards = list(dict.fromkeys(job.board for job in self._jobs))
-        async with asyncio.TaskGroup() as group:
-            for name in boards:
-                mine = [job for job in self._jobs if job.board == name]
-                group.create_task(self._board(name, mine))
+        try:
+            async with asyncio.TaskGroup() as group:
+                for name in boards:
+                    mine = [job for job in self._jobs if job.board == name]
+                    group.create_task(self._board(name, mine))
+        except BaseExceptionGroup as errors:
+            # The first to fail ended the others; what they had measured is in the record.
+            raise _first(errors) from None
         self._publish()
 
     def tally(self) -> Tally:
@@ -217,45 +223,46 @@ class _Execution:
         return Tally(**counts, reused=self._reused, quarantined=self._quarantined)
 
     async def _board(self, name: str, jobs: Sequence[PlannedJob]) -> None:
+        """Take a board's jobs one by one.
+
+        A job that ended by the board's fault is tried once more after all others: only if they
+        went well is the fault recorded as its outcome. A board that fails several jobs in a row
+        gets no more, and those jobs stay open.
+        """
         board = self._lab.board(name)
         faults_in_a_row = 0
         broken: dict[str, Failed] = {}
+        queue = deque((job, False) for job in jobs)
         async with _leased(self._lab, name) as lease:
             connection = _Connection(board, lease)
             try:
-                for job in jobs:
+                while queue:
+                    job, again = queue.popleft()
                     session = await connection.session()
-                    self._store.put_board(
-                        session.identity.board_id,
-                        name,
-                        session.identity.kind,
-                        session.identity.facts,
-                    )
-                    key = reuse_key(job.spec, session.identity.board_id)
-                    if self._reuse(job, key):
+                    identity = session.identity
+                    self._store.put_board(identity.board_id, name, identity.kind, identity.facts)
+                    if self._reuse(job, reuse_key(job.spec, identity.board_id)):
                         continue
                     started, before = self._clock.utc(), self._clock.monotonic_s()
+                    self._store.start_job(job.job_id, identity.board_id, lease.epoch)
                     work = sha256_json(job.spec.to_json())
-                    self._store.start_job(job.job_id, session.identity.board_id, lease.epoch)
-                    outcome: Outcome
-                    if work in broken:
-                        outcome = broken[work]
+                    outcome = broken.get(work) or await self._attempt(connection, job)
+                    if _is_boards(outcome):
+                        assert isinstance(outcome, Failed)
+                        faults_in_a_row += 1
+                        if faults_in_a_row >= BOARD_FAULTS_TO_QUARANTINE:
+                            self._quarantine(name, outcome.fault.message)
+                            return
+                        if not again:
+                            self._say_failed(job, outcome)
+                            queue.append((job, True))
+                            continue
                     else:
-                        outcome = await self._attempt(connection, job)
-                    self._put(
-                        job,
-                        session.identity.board_id,
-                        outcome,
-                        started,
-                        self._clock.monotonic_s() - before,
-                    )
+                        faults_in_a_row = 0
+                    wall_s = self._clock.monotonic_s() - before
+                    self._put(job, identity.board_id, outcome, started, wall_s)
                     if _is_candidates(outcome) and work not in broken:
                         broken[work] = _same_again(outcome, job)
-                    faults_in_a_row = faults_in_a_row + 1 if _is_boards(outcome) else 0
-                    if faults_in_a_row >= BOARD_FAULTS_TO_QUARANTINE:
-                        assert isinstance(outcome, Failed)
-                        self._quarantine(name, outcome.fault.message)
-                        return
             except _BoardGoneError as error:
                 self._quarantine(name, str(error))
             finally:
@@ -274,17 +281,9 @@ class _Execution:
                 for sha256 in job.spec.blobs:
                     await session.put(sha256, self._supplies.files[sha256])
                 outcome = await session.run(f"{job.job_id}-{attempt}", job.spec)
-            except InfrastructureError as error:
+            except (InfrastructureError, DataError) as error:
                 await connection.drop()
-                outcome = Failed(
-                    Fault(
-                        Owner.BOARD,
-                        transient=True,
-                        code="link-down",
-                        message=error.message,
-                        hint=error.hint or "look at the board, then run again with --resume",
-                    )
-                )
+                outcome = Failed(_fault_of(error))
             if not (isinstance(outcome, Failed) and outcome.fault.transient):
                 return outcome
             self._progress.log(
@@ -316,11 +315,12 @@ class _Execution:
         note = ""
         if isinstance(outcome, Failed) and "repeats_fault_of" not in outcome.evidence:
             note = f"failed: {outcome.fault.code}"
-            self._progress.log(
-                f"{self._name(job)} on {job.board}: {outcome.fault.message}"
-                + (f" ({outcome.fault.hint})" if outcome.fault.hint else "")
-            )
+            self._say_failed(job, outcome)
         self._advance(job, note)
+
+    def _say_failed(self, job: PlannedJob, outcome: Failed) -> None:
+        hint = f" ({outcome.fault.hint})" if outcome.fault.hint else ""
+        self._progress.log(f"{self._name(job)} on {job.board}: {outcome.fault.message}{hint}")
 
     def _advance(self, job: PlannedJob, note: str) -> None:
         self._done.add(job.job_id)
@@ -420,10 +420,28 @@ def judge(outcome: Measured, labels: Labels) -> tuple[Outcome, AccuracyRow | Non
     return outcome, row
 
 
+def _fault_of(error: InfrastructureError | DataError) -> Fault:
+    """Return whose fault it is that a job couldn't be brought to its board and back."""
+    from flatsat.targets.board import BoardRefused
+
+    if isinstance(error, BoardRefused):
+        return error.fault
+    if isinstance(error, DataError):
+        hint = error.hint or "build or import the candidate anew"
+        return Fault(Owner.HARNESS, False, "damaged-file", error.message, hint)
+    hint = error.hint or "look at the board, then go on with --resume"
+    return Fault(Owner.BOARD, True, "link-down", error.message, hint)
+
+
+def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:
+    first = errors.exceptions[0]
+    return _first(first) if isinstance(first, BaseExceptionGroup) else first
+
+
 def _is_candidates(outcome: Outcome) -> bool:
     return (
         isinstance(outcome, Failed)
-        and outcome.fault.owner in (Owner.CANDIDATE, Owner.CONFIG)
+        and outcome.fault.owner is not Owner.BOARD
         and not outcome.fault.transient
     )
 

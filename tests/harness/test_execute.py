@@ -1,0 +1,239 @@
+"""How jobs end when boards, links and candidates fail; with boards that fail on order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from flatsat.artifact import Artifact
+from flatsat.errors import DataError, InfrastructureError
+from flatsat.harness.execute import Labels, Supplies, Tally, earliest_reuse_utc, execute, job_row
+from flatsat.harness.lab import Lab
+from flatsat.harness.plan import PlannedJob
+from flatsat.jobspec import JobKind, JobSpec
+from flatsat.outcome import Failed, Fault, Logits, Measured, Outcome, Owner, Samples
+from flatsat.reports.rows import CandidateRow, RunRow
+from flatsat.targets.board import BoardIdentity, BoardRefused, Lease, LinkDown
+from flatsat.units import TimeKind
+
+GOOD = Measured((Samples("latency_ns", "wall", 0, True, (1, 2, 3)),))
+CRASH = Failed(Fault(Owner.CANDIDATE, False, "crash", "signal 11"))
+FLAKY = Failed(Fault(Owner.BOARD, True, "busy", "board was busy"))
+Answer = Outcome | Exception
+
+
+@dataclass
+class ScriptedSession:
+    board: ScriptedBoard
+    identity: BoardIdentity = field(
+        default_factory=lambda: BoardIdentity("id", "fake", "scripted", {})
+    )
+
+    async def put(self, sha256: str, source: Path) -> None:
+        if sha256 in self.board.refuses:
+            raise self.board.refuses[sha256]
+
+    async def run(self, job_id: str, spec: JobSpec) -> Outcome:
+        self.board.ran.append(spec.artifact)
+        answers = self.board.answers.get(spec.artifact, [])
+        answer = answers.pop(0) if answers else GOOD
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    async def close(self) -> None:
+        return
+
+
+@dataclass
+class ScriptedBoard:
+    answers: dict[str, list[Answer]] = field(default_factory=dict)
+    refuses: dict[str, Exception] = field(default_factory=dict)
+    opens: list[Exception | None] = field(default_factory=list)
+    ran: list[str] = field(default_factory=list)
+    opened: int = 0
+    name: str = "fake"
+    kind: str = "scripted"
+    time_kind: TimeKind = TimeKind.WALL
+
+    async def open(self, lease: Lease) -> ScriptedSession:
+        self.opened += 1
+        error = self.opens.pop(0) if self.opens else None
+        if error is not None:
+            raise error
+        return ScriptedSession(self)
+
+
+@dataclass(frozen=True)
+class ScriptedLab(Lab):
+    board_: ScriptedBoard = field(default_factory=ScriptedBoard)
+
+    def board(self, name: str) -> ScriptedBoard:  # type: ignore[override]
+        return self.board_
+
+
+Run = Callable[..., tuple[Tally, dict[str, list[Outcome]]]]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    def go(
+        board: ScriptedBoard,
+        artifacts: str = "ab",
+        *,
+        rounds: int = 1,
+        run_id: str = "r",
+        labels: Mapping[str, Labels] | None = None,
+        kind: JobKind = JobKind.LATENCY,
+        reuse: str = "never",
+    ) -> tuple[Tally, dict[str, list[Outcome]]]:
+        lab = ScriptedLab(tmp_path / "lab", board_=board)
+        lab.prepare()
+        store = lab.store()
+        store.begin_run(RunRow(run_id, "run", "{}", "0", "0", "2026-01-01T00:00:00", "h", 0))
+        jobs = []
+        for index in range(rounds):
+            for name in artifacts:
+                store.put_candidate(CandidateRow(name, None, name, "imported", ""), run_id)
+                store.put_artifact(
+                    Artifact(name, "onnx", "float", 1, "f.onnx", 17, 8, "", (), ()), name
+                )
+                data = "data" if kind is JobKind.ACCURACY else None
+                spec = JobSpec(kind, name, "onnx", "fake", dataset=data)
+                jobs.append(
+                    PlannedJob(f"{run_id}{name}{index}", spec, name, "fake", index, len(jobs), "c")
+                )
+        store.add_jobs(run_id, [job_row(run_id, job) for job in jobs])
+        files = {name: tmp_path / name for name in [*artifacts, "data"]}
+        tally = execute(lab, store, run_id, jobs, Supplies(files, labels or {}), reuse=reuse)
+        found: dict[str, list[Outcome]] = {name: [] for name in artifacts}
+        for row in store.outcomes(run_id=run_id):
+            found[row.job.artifact].append(row.outcome)
+        return tally, found
+
+    return go
+
+
+def test_a_candidates_fault_spares_its_later_rounds_and_no_other(run: Run) -> None:
+    board = ScriptedBoard(answers={"a": [CRASH]})
+    tally, found = run(board, rounds=3)
+    assert (tally.measured, tally.failed) == (3, 3)
+    assert board.ran.count("a") == 1
+    first, *later = found["a"]
+    assert isinstance(first, Failed)
+    assert first.fault.code == "crash"
+    assert "repeats_fault_of" not in first.evidence
+    assert all(isinstance(o, Failed) and "repeats_fault_of" in o.evidence for o in later)
+
+
+def test_a_transient_fault_is_tried_again(run: Run) -> None:
+    board = ScriptedBoard(answers={"a": [FLAKY, GOOD]})
+    tally, _ = run(board)
+    assert tally == Tally(measured=2)
+
+
+def test_a_link_that_drops_is_opened_anew(run: Run) -> None:
+    board = ScriptedBoard(answers={"a": [LinkDown("cable"), GOOD]})
+    tally, _ = run(board)
+    assert tally == Tally(measured=2)
+    assert board.opened == 2
+
+
+def test_a_job_that_downs_the_board_each_time_ends_failed_after_the_others(run: Run) -> None:
+    board = ScriptedBoard(answers={"a": [LinkDown("cable")] * 99})
+    tally, found = run(board, "abc")
+    assert (tally.measured, tally.failed) == (2, 1)
+    assert board.ran[-1] == "a"
+    (outcome,) = found["a"]
+    assert isinstance(outcome, Failed)
+    assert outcome.fault.owner is Owner.BOARD
+    assert not tally.quarantined
+
+
+def test_a_dead_board_leaves_jobs_open_and_a_second_execution_finishes_them(run: Run) -> None:
+    answers: dict[str, list[Answer]] = {name: [LinkDown("cable")] * 99 for name in "bcd"}
+    tally, found = run(ScriptedBoard(answers=answers), "abcd")
+    assert tally.measured == 1
+    assert tally.failed == 0
+    assert "cable" in tally.quarantined["fake"]
+    assert [len(found[name]) for name in "abcd"] == [1, 0, 0, 0]
+    healed = ScriptedBoard()
+    tally, _ = run(healed, "abcd")
+    assert tally == Tally(measured=4)
+    assert healed.ran == ["b", "c", "d"]
+
+
+def test_a_board_that_never_opens_is_quarantined(run: Run) -> None:
+    tally, _ = run(ScriptedBoard(opens=[LinkDown("no route")] * 99))
+    assert tally.measured == tally.failed == 0
+    assert "no route" in tally.quarantined["fake"]
+
+
+def test_a_refusal_keeps_its_own_fault(run: Run) -> None:
+    fault = Fault(Owner.BOARD, False, "disk-full", "no room")
+    board = ScriptedBoard(refuses={"a": BoardRefused(fault)})
+    _, found = run(board)
+    (outcome,) = found["a"]
+    assert isinstance(outcome, Failed)
+    assert outcome.fault == fault
+
+
+def test_a_damaged_file_fails_its_jobs_only(run: Run) -> None:
+    board = ScriptedBoard(refuses={"a": DataError("a.onnx was changed")})
+    tally, found = run(board, rounds=2)
+    assert (tally.measured, tally.failed) == (2, 2)
+    assert isinstance(found["a"][0], Failed)
+    assert found["a"][0].fault.owner is Owner.HARNESS
+
+
+def test_a_fault_of_the_record_comes_out_as_itself(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flatsat.reports.store import SqlStore
+
+    def full(*_: object, **__: object) -> None:
+        raise InfrastructureError("the disk is full")
+
+    monkeypatch.setattr(SqlStore, "put_outcome", full)
+    with pytest.raises(InfrastructureError, match="the disk is full"):
+        run(ScriptedBoard())
+
+
+def test_reuse_takes_another_runs_outcome_round_by_round(run: Run) -> None:
+    run(ScriptedBoard(), rounds=2)
+    again = ScriptedBoard()
+    tally, _ = run(again, rounds=2, run_id="s", reuse="always")
+    assert tally.reused == tally.measured == 4
+    assert again.ran == []
+    never = ScriptedBoard()
+    run(never, rounds=2, run_id="t", reuse="never")
+    assert len(never.ran) == 4
+
+
+def test_accuracy_is_judged_from_raw_outputs(run: Run) -> None:
+    np = pytest.importorskip("numpy")
+    logits = np.array([[1, 0], [0, 1], [1, 0], [0, 1]], dtype=np.float32)
+    answer = Measured((), logits=Logits("float32", (4, 2), logits.tobytes()))
+    short = Measured((), logits=Logits("float32", (3, 2), logits[:3].tobytes()))
+    labels = {"data": Labels("split", "accuracy", np.array([0, 1, 1, 1]))}
+    board = ScriptedBoard(answers={"a": [answer], "b": [short]})
+    tally, found = run(board, labels=labels, kind=JobKind.ACCURACY)
+    assert (tally.measured, tally.failed) == (1, 1)
+    assert isinstance(found["b"][0], Failed)
+    assert found["b"][0].fault.code == "wrong-output-shape"
+
+
+@pytest.mark.parametrize(
+    ("policy", "earliest"),
+    [
+        ("never", None),
+        ("always", ""),
+        ("within 7d", "2026-01-01T00:00:00.000000+00:00"),
+        ("within 24h", "2026-01-07T00:00:00.000000+00:00"),
+    ],
+)
+def test_reuse_policies(policy: str, earliest: str | None) -> None:
+    assert earliest_reuse_utc(policy, "2026-01-08T00:00:00+00:00") == earliest
