@@ -144,7 +144,7 @@ _MINI_SIZES = (("train", 3000), ("calibration", 500), ("validation", 500), ("tes
 _FULL_SIZES = (("train", 54000), ("calibration", 1000), ("validation", 5000), ("test", 10000))
 _MINI_TRAINING = (
     ("lenet300", TrainSettings(epochs=20, lr=0.1)),
-    ("lenet5", TrainSettings(epochs=12, lr=0.02)),
+    ("lenet5", TrainSettings(epochs=12, lr=0.02, batch=32)),
     ("resnet20", TrainSettings(epochs=8, lr=0.1)),
     ("mobilenet-small", TrainSettings(epochs=15, lr=0.2)),
 )

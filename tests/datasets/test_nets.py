@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from flatsat.datasets.architectures import scaled
 from flatsat.datasets.nets import build, cost, network_names, width_for_macs
 from flatsat.errors import UsageError
 
@@ -38,6 +39,11 @@ def counted(module: nn.Module, shape=SHAPE) -> tuple[int, int, int]:
 def test_published_counts() -> None:
     assert counted(make("lenet300")) == (266_610, 266_200, 266_200)
     assert counted(make("lenet5")) == (431_080, 430_500, 2_293_000)
+
+
+def test_channels_are_rounded_half_up_and_never_vanish() -> None:
+    asked = [(20, 0.5), (50, 0.33), (5, 0.5), (3, 0.5), (20, 0.01), (16, 1.25)]
+    assert [scaled(count, width) for count, width in asked] == [10, 17, 3, 2, 1, 20]
 
 
 @pytest.mark.parametrize("network", network_names())
