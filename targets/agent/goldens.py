@@ -26,8 +26,11 @@ def check_goldens(model: Model, path: str, spec: Mapping[str, Any]) -> Dict[str,
             (config, "goldens") the file doesn't fit the model.
     """
     feeds, expected = _read(model, path)
+    policy = spec["agreement"]
+    if policy is None:
+        raise AgentFault("config", "agreement", "there are goldens, but no agreement policy")
     outputs = run_rows(model, feeds, spec, by_bytes=True)
-    result = compare(outputs, [expected[info.name] for info in model.outputs], spec["agreement"])
+    result = compare(outputs, [expected[info.name] for info in model.outputs], policy)
     if not result["ok"]:
         fault = AgentFault(
             "candidate",
@@ -42,8 +45,7 @@ def check_goldens(model: Model, path: str, spec: Mapping[str, Any]) -> Dict[str,
 
 
 def _read(model: Model, path: str) -> Tuple[Dict[str, Any], Dict[str, Any]]:
-    with np.load(path, allow_pickle=False) as archive:
-        arrays = {key: archive[key] for key in archive.files}
+    arrays = read_arrays(path, "goldens")
     feeds = {}
     for info in model.inputs:
         if "in:" + info.name not in arrays:
@@ -55,6 +57,21 @@ def _read(model: Model, path: str) -> Tuple[Dict[str, Any], Dict[str, Any]]:
             raise AgentFault("config", "goldens", "the goldens have no output %r" % info.name)
         expected[info.name] = arrays["out:" + info.name]
     return feeds, expected
+
+
+def read_arrays(path: str, what: str) -> Dict[str, Any]:
+    """Return the arrays of an `.npz` by name.
+
+    Raises:
+        AgentFault: (config, `what`) the file is none, or holds pickled objects.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {key: archive[key] for key in archive.files}
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise AgentFault("config", what, "can't read the %s: %s" % (what, error)) from error
 
 
 def run_rows(
@@ -179,11 +196,14 @@ def _top1(outputs: Sequence[Any], expected: Sequence[Any]) -> float:
 
 
 def _within(result: Mapping[str, Any], policy: Mapping[str, Any]) -> bool:
-    if policy["kind"] == "tol":
-        return bool(result["max_rel"] <= policy["max_rel"])
-    if policy["kind"] == "decision":
-        return bool(
-            result["p99_abs"] <= policy["p99_quanta"] * policy["quantum"]
-            and result["top1_agree"] >= policy["top1"]
-        )
+    try:
+        if policy["kind"] == "tol":
+            return bool(result["max_rel"] <= policy["max_rel"])
+        if policy["kind"] == "decision":
+            return bool(
+                result["p99_abs"] <= policy["p99_quanta"] * policy["quantum"]
+                and result["top1_agree"] >= policy["top1"]
+            )
+    except KeyError as error:
+        raise AgentFault("config", "agreement", "the policy lacks %s" % error) from error
     raise AgentFault("config", "agreement", "no agreement policy is called %r" % policy["kind"])

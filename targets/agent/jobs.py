@@ -107,6 +107,9 @@ class Jobs:
             )
         if spec["runtime"] == "fault" and spec["kind"] != "faults":
             raise AgentFault("config", "unknown-runtime", "runtime 'fault' is for faults jobs only")
+        plan = spec["plan"]
+        if plan["processes"] < 1 or plan["min_inferences"] < 1 or plan["max_warmup"] < 0:
+            raise AgentFault("config", "plan", "a job needs a process and an inference at least")
         _check_power(spec["power_mode"])
         work = self._store.fresh_work()
         orders: Dict[str, Any] = {

@@ -13,7 +13,7 @@ import numpy as np
 
 from . import facts
 from .faults import AgentFault, out_of_memory
-from .goldens import check_goldens, run_rows
+from .goldens import check_goldens, read_arrays, run_rows
 from .inputs import generate
 from .runtimes import Model, Runtime, run_fault
 from .window import WarmUp, count, warm_up
@@ -89,15 +89,16 @@ def accuracy(runtime: Runtime, orders: Mapping[str, Any], result: Result) -> Non
     """Run a data set and keep the first output, raw, in a file beside the result."""
     spec = orders["spec"]
     model = _load(runtime, orders, result)
-    with np.load(orders["dataset"], allow_pickle=False) as archive:
-        names = {info.name: "in:" + info.name for info in model.inputs}
-        missing = sorted(key for key in names.values() if key not in archive.files)
-        if missing:
-            raise AgentFault("config", "data-set", "the data set lacks %s" % ", ".join(missing))
-        feeds = {
-            info.name: archive[names[info.name]].astype(info.dtype, copy=False)
-            for info in model.inputs
-        }
+    if "dataset" not in orders:
+        raise AgentFault("config", "data-set", "an accuracy job needs a data set")
+    arrays = read_arrays(orders["dataset"], "data-set")
+    names = {info.name: "in:" + info.name for info in model.inputs}
+    missing = sorted(key for key in names.values() if key not in arrays)
+    if missing:
+        raise AgentFault("config", "data-set", "the data set lacks %s" % ", ".join(missing))
+    feeds = {
+        info.name: arrays[names[info.name]].astype(info.dtype, copy=False) for info in model.inputs
+    }
     begin = time.perf_counter_ns()
     first = np.ascontiguousarray(run_rows(model, feeds, spec)[0])
     result.process["run_ns"] = time.perf_counter_ns() - begin

@@ -110,9 +110,13 @@ def test_a_zero_reference_allows_nothing_else() -> None:
 
 
 def test_an_unknown_policy_is_the_configurations_fault() -> None:
-    with pytest.raises(AgentFault, match="no agreement policy") as caught:
-        compare([REF], [REF], {"kind": "close enough"})
-    assert caught.value.owner == "config"
+    for policy, message in (
+        ({"kind": "close enough"}, "no agreement policy"),
+        ({"kind": "tol"}, "lacks 'max_rel'"),
+    ):
+        with pytest.raises(AgentFault, match=message) as caught:
+            compare([REF], [REF], policy)
+        assert caught.value.owner == "config"
 
 
 def test_another_shape_is_named() -> None:

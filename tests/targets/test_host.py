@@ -230,6 +230,9 @@ async def test_an_opset_from_the_future_is_unsupported(bench: Any, make_latency:
         ({"power_mode": {"warp": "9"}}, Owner.CONFIG, "power-mode"),
         ({"power_mode": {"governor": "none such"}}, Owner.BOARD, "power-mode"),
         ({"plan": {"isolation": "chroot"}}, Owner.CONFIG, "isolation"),
+        ({"plan": {"processes": 0}}, Owner.CONFIG, "plan"),
+        ({"plan": {"min_inferences": 0}}, Owner.CONFIG, "plan"),
+        ({"kind": JobKind.ACCURACY}, Owner.CONFIG, "data-set"),
         ({"batch": 1 << 40}, Owner.CANDIDATE, "out-of-memory"),
         ({"plan": {"memory_limit_bytes": 1 << 20}}, Owner.CANDIDATE, "out-of-memory"),
     ],
@@ -239,6 +242,19 @@ async def test_jobs_that_cannot_be_done_say_why(
 ) -> None:
     outcome = await bench.run(make_latency(bench.files.dense(), **changes))
     assert fault_of(outcome) == (owner, code)
+
+
+async def test_goldens_and_data_sets_that_are_no_arrays(bench: Any, make_latency: MakeJob) -> None:
+    model = bench.files.dense()
+    text = bench.files.keep("text.npz", b"no archive")
+    goldens = make_latency(model, goldens=text, agreement=Agreement("bit"))
+    assert fault_of(await bench.run(goldens)) == (Owner.CONFIG, "goldens")
+    data = make_latency(model, kind=JobKind.ACCURACY, dataset=text)
+    assert fault_of(await bench.run(data)) == (Owner.CONFIG, "data-set")
+    with_objects = bench.files.folder / "objects.npz"
+    np.savez(with_objects, **{"in:image": np.array([{"a": 1}], dtype=object)})
+    data = make_latency(model, kind=JobKind.ACCURACY, dataset=bench.files.add(with_objects))
+    assert fault_of(await bench.run(data)) == (Owner.CONFIG, "data-set")
 
 
 async def test_a_process_is_pinned(bench: Any, make_latency: MakeJob) -> None:
