@@ -137,6 +137,7 @@ def test_a_pickle_in_the_cache_is_never_run(quick: Workload, tmp_path: Path) -> 
     assert not (tmp_path / "ran").exists()
 
 
+@pytest.mark.slow
 def test_of_many_processes_one_trains(small_mnist: Path, tmp_path: Path) -> None:
     children = [child(small_mnist, tmp_path, "train") for _ in range(3)]
     said = [each.communicate(timeout=120)[0].split() for each in children]
