@@ -67,7 +67,7 @@ class Lab:
     @property
     def cache_dir(self) -> Path:
         """Trained reference networks; shared by all labs of a user."""
-        from flatsat.datasets.reference import default_cache_dir
+        from flatsat.datasets.cache import default_cache_dir
 
         return default_cache_dir()
 
