@@ -23,7 +23,7 @@ from flatsat.datasets.workload import workload
 
 KEPT = (1 / 2, 1 / 4, 1 / 8, 1 / 12, 1 / 20, 1 / 40)
 ROUNDS = 3
-EPOCHS = {"lenet300": 3.0, "lenet5": 1.0}  # of each retraining; LeNet-5 takes ten times as long
+EPOCHS = {"lenet300": 3.0, "lenet5": 1.0}  # of each retraining
 
 
 def main() -> None:
