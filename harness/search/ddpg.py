@@ -126,10 +126,8 @@ class Ddpg:
         for target, source in self._targets():
             with torch.no_grad():
                 target.flat.copy_(source.flat)
-        self._actor_adam = torch.optim.Adam([self.actor.flat], lr=settings.actor_lr, foreach=False)
-        self._critic_adam = torch.optim.Adam(
-            [self.critic.flat], lr=settings.critic_lr, foreach=False
-        )
+        self._actor_adam = torch.optim.Adam([self.actor.flat], lr=settings.actor_lr, fused=True)
+        self._critic_adam = torch.optim.Adam([self.critic.flat], lr=settings.critic_lr, fused=True)
         self._baseline: float | None = None
 
     def _targets(self) -> tuple[tuple[FlatMlp, FlatMlp], tuple[FlatMlp, FlatMlp]]:
