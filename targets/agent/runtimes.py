@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from typing import Any, Callable, Dict, List, Mapping, Optional, Protocol, Sequence, Tuple
 
 from .faults import AgentFault, one_line, out_of_memory
@@ -79,7 +80,7 @@ class OnnxRuntime:
         try:
             session = self._ort.InferenceSession(path, options, providers=[provider])
         except Exception as error:
-            raise _load_fault(error) from error
+            raise _load_fault(error, path) from error
         return _OnnxModel(session)
 
     def facts(self) -> Dict[str, Any]:
@@ -130,14 +131,19 @@ def _short_of_memory(error: BaseException) -> bool:
     )
 
 
-def _load_fault(error: BaseException) -> AgentFault:
-    name, text = type(error).__name__, one_line(str(error))
+_REFUSED = re.compile(
+    r"(?is)opset.*support|support.*opset|unsupported model IR|IR.version"
+    r"|not a registered function|no op registered"
+)
+"""What onnxruntime says of a file that is well-formed, but newer or richer than it knows."""
+
+
+def _load_fault(error: BaseException, path: str) -> AgentFault:
+    # Where the file lies on the board tells nobody anything, and is long.
+    name, text = type(error).__name__, str(error).replace(path, "it")
     if _short_of_memory(error):
         return out_of_memory("no memory to load the model: " + text)
-    unsupported = ("opset" in text.lower() and "support" in text.lower()) or (
-        "IR version" in text or "ir_version" in text
-    )
-    if unsupported or name in ("NotImplemented", "EPFail"):
+    if name in ("NotImplemented", "EPFail") or _REFUSED.search(text):
         return AgentFault(
             "candidate",
             "unsupported",

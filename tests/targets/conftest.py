@@ -65,10 +65,9 @@ class Files:
     w = np.arange(18, dtype=np.float32).reshape(6, 3) / 7 - 1
     b = np.array([0.5, -0.25, 0.125], np.float32)
 
-    def graph(self, graph: onnx.GraphProto, name: str, opset: int = 17) -> str:
-        model = helper.make_model(
-            graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8
-        )
+    def graph(self, graph: onnx.GraphProto, name: str, opset: int = 17, ir: int = 8) -> str:
+        opsets = [helper.make_opsetid("", opset)]
+        model = helper.make_model(graph, opset_imports=opsets, ir_version=ir)
         return self.keep(f"{name}.onnx", model.SerializeToString())
 
     def arrays(self, name: str, arrays: dict[str, np.ndarray]) -> str:

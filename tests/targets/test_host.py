@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -15,6 +15,11 @@ from onnx import TensorProto, helper
 from flatsat.artifact import Agreement
 from flatsat.jobspec import JobKind, JobSpec
 from flatsat.outcome import Failed, Measured, Outcome, Owner, Samples
+from flatsat.targets.board import Lease
+from flatsat.targets.host import HostBoard
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 MakeJob = Callable[..., JobSpec]
 
@@ -212,9 +217,35 @@ async def test_files_that_are_no_models(bench: Any, make_latency: MakeJob) -> No
         assert fault_of(await bench.run(spec)) == (Owner.CANDIDATE, "invalid-model"), name
 
 
-async def test_an_opset_from_the_future_is_unsupported(bench: Any, make_latency: MakeJob) -> None:
-    outcome = await bench.run(make_latency(bench.files.dense(opset=99)))
+async def test_operators_and_formats_that_it_lacks_are_unsupported(
+    bench: Any, make_latency: MakeJob
+) -> None:
+    for operator, element, ir in (
+        ("Frobnicate", TensorProto.FLOAT, 8),
+        ("Relu", TensorProto.BFLOAT16, 8),
+        ("Relu", TensorProto.FLOAT, 99),
+    ):
+        info = [helper.make_tensor_value_info(name, element, [1, 8]) for name in "xy"]
+        node = helper.make_node(operator, ["x"], ["y"])
+        graph = helper.make_graph([node], "g", info[:1], info[1:])
+        model = bench.files.graph(graph, f"{operator}-{element}-{ir}", ir=ir)
+        outcome = await bench.run(make_latency(model))
+        assert fault_of(outcome) == (Owner.CANDIDATE, "unsupported"), outcome
+
+
+@pytest.mark.parametrize("depth", [1, 12])
+async def test_an_opset_from_the_future_is_unsupported(
+    files: Any, make_latency: MakeJob, tmp_path: Path, depth: int
+) -> None:
+    # However deep the board's folder lies: its name must not push the reason out of the message.
+    folder = tmp_path.joinpath(*["a-rather-long-name"] * depth)
+    session = await HostBoard().open(Lease("host", 1, folder))
+    model = files.dense(opset=99)
+    await session.put(model, files.paths[model])
+    outcome = await session.run("j", make_latency(model))
+    await session.close()
     assert fault_of(outcome) == (Owner.CANDIDATE, "unsupported")
+    assert isinstance(outcome, Failed)
     assert "opset" in outcome.fault.message.lower()
 
 
