@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -272,17 +273,17 @@ def _config_text(kind: str, config: Mapping[str, object]) -> str:
 
 
 def _commands(run: RunRow, config: Mapping[str, object]) -> tuple[str, ...]:
+    """Return what to type to do it again, and to draw the page anew."""
+    anew = ("# draw this page anew from the record", f"flatsat report {run.run_id}")
     again = f"{run.kind}-again.toml"
     if run.kind in ("run", "search") and "file" in config:
-        return (
-            f"# save the configuration below as {again}",
-            f"flatsat {run.kind} {again}",
-        )
+        first = (f"# save the configuration below as {again}", f"flatsat {run.kind} {again}")
+        return (*first, *anew)
     if run.kind == "measure" and "model" in config:
-        model, board = config["model"], config.get("board", "host")
+        model, board = shlex.quote(str(config["model"])), config.get("board", "host")
         threads = config.get("threads", 1)
-        return (f"flatsat measure {model} --board {board} --threads {threads}",)
-    return (f"flatsat {run.kind}",)
+        return (f"flatsat measure {model} --board {board} --threads {threads}", *anew)
+    return ("flatsat demo", *anew) if run.kind == "demo" else anew
 
 
 def _versions(run: RunRow, rows: Sequence[OutcomeRow]) -> tuple[tuple[str, str], ...]:

@@ -268,8 +268,9 @@ def _links(
 ) -> list[tuple[str, str]]:
     links: list[tuple[str, str]] = []
     for i, view in enumerate(views):
-        on = f" {view.where}" if len(views) > 1 else ""
-        links.append((f"candidates{i}", f"Candidates{on}"))
+        # Later sections bear the name of what is measured there, to spare room.
+        other = view.where.removeprefix("for ").removeprefix("on ")
+        links.append((f"candidates{i}", other if i else "Candidates"))
         if i == 0:
             parts = (("pareto", "tradeoff", "Trade-off"), ("latency", "latency", "Latency"))
             links += [(f"{href}{i}", text) for key, href, text in parts if view.figures[key]]
