@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from flatsat.units import TimeKind
 
 
+_ROUNDS_APART = 1_000_000
+"""Between the first rounds of two comparisons, where their rounds are numbered through."""
+
+
 @dataclass(frozen=True)
 class Built:
     """A candidate that a policy became.
@@ -84,6 +88,18 @@ class Bench(Protocol):
         Raises:
             InfrastructureError: the board could run none.
         """
+
+
+def together(stages: Sequence[Mapping[str, Timed]], candidate_id: str) -> Timed:
+    """Return the rounds of several comparisons as one; what the last one says beside them holds."""
+    medians: dict[int, float] = {}
+    last = Timed({}, "it was not measured")
+    for number, stage in enumerate(stages):
+        if candidate_id in stage:
+            last = stage[candidate_id]
+            first = number * _ROUNDS_APART
+            medians |= {first + index: value for index, value in last.medians_ns.items()}
+    return Timed({} if last.why else medians, last.why, last.accuracy)
 
 
 def relative(timed: Timed, anchor: Timed | None, unit_ns: float = 1.0) -> Interval | None:

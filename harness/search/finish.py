@@ -12,6 +12,7 @@ from flatsat.harness.search.history import Key, Measurement, Track, Verdict
 from flatsat.harness.search.whole import one_torch_thread
 
 if TYPE_CHECKING:
+    from flatsat.harness.search.bench import Timed
     from flatsat.harness.search.loop import SearchLoop
     from flatsat.progress import Progress
 
@@ -26,13 +27,13 @@ class Final:
 
     Attributes:
         strategy: its name.
-        measurement: of its candidate in the last comparison; None where none could be measured.
+        measurement: of its candidate, by the last comparison and those in which it qualified.
         verdict: of that measurement.
         accuracy_board: on the test images, on the board; None without a board.
     """
 
     strategy: str
-    measurement: Measurement | None
+    measurement: Measurement
     verdict: Verdict
     accuracy_board: float | None = None
 
@@ -55,49 +56,56 @@ class Ending:
     verdict: Verdict
 
 
+@dataclass(frozen=True)
+class _Pick:
+    """A policy with the epochs of fine-tuning after which it is measured."""
+
+    track: Track
+    index: int
+    epochs: float
+
+    @property
+    def key(self) -> Key:
+        return self.track.evaluated[self.index].key
+
+
 def finish(loop: SearchLoop, progress: Progress) -> Ending:
     """Find each strategy's best policy that holds the budget, fine-tune, measure, choose.
 
-    The test split is run in the last comparison only, and the choice does not look at it.
+    The rounds in which a candidate qualified count in its last measurement as well. The test split
+    is run in the last comparison only, and the choice does not look at it.
     """
-    picked = _qualify(loop, progress)
+    stages: list[Mapping[str, Timed]] = []
+    picked = _qualify(loop, progress, stages)
     section = loop.section
-    policies = [found for found in picked.values() if found is not None]
-    narrow_id = _narrow(loop, policies, progress) if section.finish.equal_macs else ""
-    epochs = _epochs(loop, policies, progress)
+    picks = list(picked.values())
+    narrow_id = _narrow(loop, picks, progress) if section.finish.equal_macs else ""
     stage = loop.whole.measure(
         "final",
-        policies,
+        [(pick.track, pick.index) for pick in picks],
         loop.ground,
         loop.wall.cost,
         rounds=section.finish.rounds,
-        epochs=epochs,
+        epochs=[pick.epochs for pick in picks],
         accuracy=True,
         beside=(narrow_id,) if narrow_id else (),
+        earlier=stages,
     )
-    by_key = {(one.strategy, one.key): one for one in stage.measurements}
     loop.measured += stage.measurements
     finals = []
-    for name, found in picked.items():
-        if found is None:
-            finals.append(Final(name, None, Verdict.FAILED))
-            continue
-        one = by_key[name, _key(found)]
+    for name, one in zip(picked, stage.measurements, strict=True):
         timed = stage.timed.get(one.candidate_id)
         accuracy = None if timed is None else timed.accuracy
         finals.append(Final(name, one, one.verdict(loop.ground.limit), accuracy))
     chosen = _choose(finals, loop, progress)
-    verdict = min((final.verdict for final in finals), key=_ORDER.index, default=Verdict.FAILED)
+    verdict = min((final.verdict for final in finals), key=_ORDER.index)
     return Ending(tuple(finals), chosen, narrow_id, verdict)
 
 
-def _key(found: tuple[Track, int]) -> Key:
-    track, index = found
-    return track.evaluated[index].key
-
-
-def _qualify(loop: SearchLoop, progress: Progress) -> dict[str, tuple[Track, int] | None]:
-    """Return each strategy's best policy that meets the budget.
+def _qualify(
+    loop: SearchLoop, progress: Progress, stages: list[Mapping[str, Timed]]
+) -> dict[str, _Pick]:
+    """Return each strategy's best policy that meets the budget; put what was timed into `stages`.
 
     MACs are exact. A latency must be measured: a policy that is over the budget, or whose interval
     holds it, gives way to the strategy's next best that is predicted lower, as often as the file
@@ -106,10 +114,13 @@ def _qualify(loop: SearchLoop, progress: Progress) -> dict[str, tuple[Track, int
     names = loop.section.strategies
     limit = loop.ground.limit
     if loop.ground.table is None or limit is None:
-        return {name: next(iter(loop.ranked(name)), None) for name in names}
-    tried: dict[str, dict[Key, tuple[tuple[Track, int], Verdict]]] = {name: {} for name in names}
+        first = [loop.ranked(name)[0] for name in names]
+        trained = _epochs(loop, first, progress)
+        picks = [_Pick(*found, count) for found, count in zip(first, trained, strict=True)]
+        return dict(zip(names, picks, strict=True))
+    tried: dict[str, dict[Key, tuple[_Pick, Verdict]]] = {name: {} for name in names}
     bounds = dict.fromkeys(names, limit)
-    accepted: dict[str, tuple[Track, int]] = {}
+    accepted: dict[str, _Pick] = {}
     for attempt in range(loop.section.finish.attempts):
         wanted = {}
         for name in names:
@@ -120,27 +131,31 @@ def _qualify(loop: SearchLoop, progress: Progress) -> dict[str, tuple[Track, int
         if not wanted:
             break
         # The same policy of two strategies is measured once.
-        distinct = {_key(found): found for found in wanted.values()}
+        distinct = {track.evaluated[index].key: (track, index) for track, index in wanted.values()}
+        epochs = dict(zip(distinct, _epochs(loop, list(distinct.values()), progress), strict=True))
         stage = loop.whole.measure(
             f"qualify-{attempt}",
             list(distinct.values()),
             loop.ground,
             loop.wall.cost,
             rounds=loop.section.finish.rounds,
+            epochs=list(epochs.values()),
         )
+        stages.append(stage.timed)
         loop.measured += stage.measurements
         by_key = {one.key: one for one in stage.measurements}
-        for name, found in wanted.items():
-            one = by_key[_key(found)]
+        for name, (track, index) in wanted.items():
+            one = by_key[track.evaluated[index].key]
+            pick = _Pick(track, index, epochs[one.key])
             verdict = one.verdict(limit)
-            tried[name][one.key] = (found, verdict)
+            tried[name][one.key] = (pick, verdict)
             if verdict is Verdict.MET:
-                accepted[name] = found
+                accepted[name] = pick
                 continue
             bounds[name] = _tighter(one, limit, bounds[name])
             _say(loop, progress, _why_not(name, one, verdict, limit, bounds[name]))
         loop.correct()
-    return {name: accepted.get(name) or _least_bad(tried[name]) for name in names}
+    return {name: accepted.get(name) or _least_bad(loop, name, tried[name]) for name in names}
 
 
 def _next(
@@ -176,20 +191,26 @@ def _why_not(name: str, one: Measurement, verdict: Verdict, limit: float, bound:
     )
 
 
-def _least_bad(
-    tried: Mapping[Key, tuple[tuple[Track, int], Verdict]],
-) -> tuple[Track, int] | None:
-    if not tried:
-        return None
-    return min(tried.values(), key=lambda one: _ORDER.index(one[1]))[0]
+def _least_bad(loop: SearchLoop, name: str, tried: Mapping[Key, tuple[_Pick, Verdict]]) -> _Pick:
+    """Return the best that was tried; where nothing could be, what the search measured lowest."""
+    if tried:
+        return min(tried.values(), key=lambda one: _ORDER.index(one[1]))[0]
+    measured = {
+        one.key: one.measured
+        for one in loop.measured
+        if one.strategy == name and one.measured is not None
+    }
+    ranked = loop.ranked(name)
+    found = [one for one in ranked if one[0].evaluated[one[1]].key in measured]
+    if not found:
+        return _Pick(*ranked[0], 0.0)
+    return _Pick(*min(found, key=lambda one: measured[one[0].evaluated[one[1]].key]), 0.0)
 
 
-def _narrow(loop: SearchLoop, policies: list[tuple[Track, int]], progress: Progress) -> str:
+def _narrow(loop: SearchLoop, picks: list[_Pick], progress: Progress) -> str:
     """Build the dense narrow network of as many MACs as the most accurate policy; return its id."""
-    if not policies:
-        return ""
-    track, index = max(policies, key=lambda found: found[0].evaluated[found[1]].accuracy)
-    macs = int(total_of(MacsModel(loop.domain), track.evaluated[index].key))
+    best = max(picks, key=lambda pick: pick.track.evaluated[pick.index].accuracy)
+    macs = int(total_of(MacsModel(loop.domain), best.key))
     recipe = loop.whole.space.dense()
     recipe["step"] = [{"use": "narrow", "macs": macs}]
     progress.log(f"training a dense narrow network of at most {macs:,} MACs from scratch")
@@ -226,11 +247,7 @@ def _epochs(loop: SearchLoop, policies: list[tuple[Track, int]], progress: Progr
 
 
 def _choose(finals: list[Final], loop: SearchLoop, progress: Progress) -> Measurement | None:
-    met = [
-        final.measurement
-        for final in finals
-        if final.measurement is not None and final.verdict is Verdict.MET
-    ]
+    met = [final.measurement for final in finals if final.verdict is Verdict.MET]
     if not met:
         _say(loop, progress, "no candidate was shown by measurement to meet the budget")
         return None

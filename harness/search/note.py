@@ -84,13 +84,13 @@ def detail_note(loop: SearchLoop, ending: Ending | None) -> dict[str, object]:
             {
                 "strategy": final.strategy,
                 "verdict": final.verdict.value,
-                "candidate_id": None if one is None else one.candidate_id,
-                "accuracy_validation": None if one is None else one.accuracy,
+                "candidate_id": one.candidate_id,
+                "accuracy_validation": one.accuracy,
                 "accuracy_board": final.accuracy_board,
-                "measured": None if one is None else one.measured,
-                "low": None if one is None else one.low,
-                "high": None if one is None else one.high,
-                "keep": None if one is None else loop.domain.proposal(one.key).ratios,
+                "measured": one.measured,
+                "low": one.low,
+                "high": one.high,
+                "keep": loop.domain.proposal(one.key).ratios,
             }
         )
     return {

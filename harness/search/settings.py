@@ -132,7 +132,7 @@ class MeasureTable(TomlModel):
 
     Attributes:
         every: after so many episodes of each strategy and seed.
-        top: the best unmeasured policies of each strategy.
+        top: the best unmeasured policies of each strategy; 0 for none.
         rounds: latency jobs of each candidate, interleaved with the dense network's; two at
             least, or there is no interval.
         processes, min_inferences, min_s: of each job.
@@ -140,7 +140,7 @@ class MeasureTable(TomlModel):
     """
 
     every: Count = 50
-    top: Count = 2
+    top: Natural = 2
     rounds: Annotated[int, Field(ge=2)] = 3
     processes: Count = 2
     min_inferences: Count = 50

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from flatsat.errors import InfrastructureError
-from flatsat.harness.search.bench import Bench, Built, Timed, relative
+from flatsat.harness.search.bench import Bench, Built, Timed, relative, together
 from flatsat.harness.search.costs import LatencyModel, MacsModel, total_of
 from flatsat.harness.search.history import Measurement
 from flatsat.harness.search.table import LatencyTable, TablePlan
@@ -108,6 +108,7 @@ class Whole:
         epochs: Sequence[float] = (),
         accuracy: bool = False,
         beside: Sequence[str] = (),
+        earlier: Sequence[Mapping[str, Timed]] = (),
     ) -> Stage:
         """Build policies and measure them whole, in interleaved rounds with the dense network.
 
@@ -120,6 +121,7 @@ class Whole:
             epochs: of training after the pruning, for each policy; () for none.
             accuracy: run the test split on the board as well.
             beside: further candidates of the bench for the same rounds.
+            earlier: comparisons whose rounds count as well where they hold the same candidate.
         """
         if not policies:
             return Stage([], {})
@@ -129,8 +131,9 @@ class Whole:
         if ground.dense_id:
             ids = [ground.dense_id, *(one.candidate_id for one in built), *beside]
             timed = self.bench.measure(stage, ids, rounds=rounds, accuracy=accuracy)
+        rounds_of = [*earlier, timed] if timed else []
         measurements = [
-            self._judged(stage, track, index, made, timed, ground, cost, fine_tuned=trained > 0)
+            self._judged(stage, track, index, made, rounds_of, ground, cost, fine_tuned=trained > 0)
             for (track, index), made, trained in zip(policies, built, epochs, strict=True)
         ]
         return Stage(measurements, timed)
@@ -155,7 +158,7 @@ class Whole:
         track: Track,
         index: int,
         made: Built,
-        timed: Mapping[str, Timed],
+        stages: Sequence[Mapping[str, Timed]],
         ground: Ground,
         cost: CostModel,
         *,
@@ -168,7 +171,7 @@ class Whole:
         budget is judged by the latency itself.
         """
         one = track.evaluated[index]
-        told = timed.get(made.candidate_id, Timed({}))
+        told = together(stages, made.candidate_id) if stages else Timed({})
         value: tuple[float | None, float | None, float | None] = (made.macs,) * 3
         total = None
         if told.why:
@@ -176,7 +179,8 @@ class Whole:
         elif ground.table is not None:
             total = layers_sum(self.domain, ground.table, one.key)
             anchored = self.section.budget.limit is None
-            found = relative(told, timed[ground.dense_id] if anchored else None, ground.reference)
+            dense = together(stages, ground.dense_id) if anchored else None
+            found = relative(told, dense, ground.reference)
             value = (None, None, None) if found is None else (found.value, found.low, found.high)
         return Measurement(
             candidate_id=made.candidate_id,
