@@ -114,12 +114,6 @@ class Track:
     evaluated: list[Evaluated]
     cpu_s: float = 0.0
 
-    @property
-    def best(self) -> int | None:
-        """Index of the evaluation with the best reward; of equals the cheapest, then the first."""
-        order = [(-one.reward, one.cost, index) for index, one in enumerate(self.evaluated)]
-        return min(order)[2] if order else None
-
     def to_json(self) -> dict[str, Any]:
         """Return a JSON-able mapping."""
         return asdict(self)
@@ -132,10 +126,9 @@ class Track:
 
 
 def track_note(
-    track: Track, channels: Sequence[int], *, warmup: int, finished: bool
+    track: Track, channels: Sequence[int], *, best: int | None, warmup: int, finished: bool
 ) -> dict[str, object]:
     """Return a track as the note "search" has it (`reports.model_search`)."""
-    best = track.best
     told = None
     if best is not None:
         one = track.evaluated[best]

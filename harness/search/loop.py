@@ -192,6 +192,12 @@ class SearchLoop:
         note = f"{track.name} seed {track.seed}, evaluation {evaluation}: best {best:.4f}"
         self._progress.update("search", min(done + 1, total - 1), total, note)
 
+    def best(self, track: Track) -> int | None:
+        """Return a track's best evaluation that meets the budget by the wall as it is now."""
+        found = [index for other, index in self.ranked(track.name) if other is track]
+        within = (one for one in found if self.wall.within(track.evaluated[one].key))
+        return next(within, found[0] if found else None)
+
     def ranked(self, name: str) -> list[tuple[Track, int]]:
         """Return a strategy's distinct policies over all its seeds: best reward first.
 

@@ -57,6 +57,7 @@ def search_note(loop: SearchLoop, ending: Ending | None) -> dict[str, object]:
             track_note(
                 track,
                 channels,
+                best=loop.best(track),
                 warmup=section.warmup_episodes,
                 finished=finished or loop.finished,
             )
