@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from flatsat.jobspec import JobKind
@@ -77,7 +77,7 @@ class Bench(Protocol):
 
         Args:
             comparison: the same name with the same candidates measures nothing twice.
-            candidate_ids: of candidates that were built here.
+            candidate_ids: of candidates that were built here, now or before an interruption.
             rounds: latency jobs of each.
             accuracy: run the test split on the board as well: only when all choices are made.
         """
@@ -127,7 +127,7 @@ def relative(timed: Timed, anchor: Timed | None, unit_ns: float = 1.0) -> Interv
     return Interval(found.value * scale, ends[0], ends[1], found.level, found.n, found.groups)
 
 
-@dataclass
+@dataclass(frozen=True)
 class LabBench:
     """The lab's record and one of its boards.
 
@@ -142,7 +142,6 @@ class LabBench:
     run_id: str
     section: SearchSection
     progress: Progress
-    _built: dict[str, Candidate] = field(default_factory=dict)
 
     @property
     def time_kind(self) -> TimeKind | None:
@@ -163,7 +162,6 @@ class LabBench:
             cache_dir=self.lab.cache_dir,
         )
         candidate = load_candidate(folder)
-        self._built[candidate.candidate_id] = candidate
         return Built(
             candidate.candidate_id,
             float(candidate.accuracy_host["validation"]),
@@ -174,8 +172,11 @@ class LabBench:
         self, comparison: str, candidate_ids: Sequence[str], *, rounds: int, accuracy: bool = False
     ) -> dict[str, Timed]:
         """Measure candidates as ordinary jobs of the search's run."""
+        from flatsat.compressors.candidate import load_candidate
+
         kinds = (JobKind.LATENCY, JobKind.ACCURACY) if accuracy else (JobKind.LATENCY,)
-        candidates = [self._built[one] for one in dict.fromkeys(candidate_ids)]
+        folders = [self.lab.candidates_dir / one for one in dict.fromkeys(candidate_ids)]
+        candidates = [load_candidate(folder) for folder in folders]
         rows = run_jobs(
             self.lab,
             self.run_id,
