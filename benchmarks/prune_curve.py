@@ -78,8 +78,8 @@ def main() -> None:
         f"prune_curve_{task.name}",
         f"Magnitude pruning (Han et al. 2015) on {task.name}: accuracy against weights left",
         f"Every layer keeps the same share, in {ROUNDS} rounds of pruning, each followed by "
-        f"{EPOCHS['lenet300']:g} epochs of retraining for LeNet-300-100 and {EPOCHS['lenet5']:g} for "
-        f"LeNet-5; accuracy on the {len(test)} test images, mean and standard "
+        f"{EPOCHS['lenet300']:g} epochs of retraining for LeNet-300-100 and {EPOCHS['lenet5']:g} "
+        f"for LeNet-5; accuracy on the {len(test)} test images, mean and standard "
         f"deviation over {arguments.seeds} seeds. The paper's figures are 12x on MNIST at no loss.",
         (
             "network",
