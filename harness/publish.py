@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,7 @@ from flatsat.errors import FlatSatError
 
 if TYPE_CHECKING:
     from flatsat.harness.lab import Lab
+    from flatsat.reports.comparison import Comparison
     from flatsat.reports.model import MaskPicture
     from flatsat.reports.rows import Store
 
@@ -30,10 +32,31 @@ def report(lab: Lab, store: Store, run_id: str) -> Path:
     masks = masks_of(lab, store, run_id)
     folder = lab.run_dir(run_id)
     page = page_of(lab, run_id)
-    render_run(collect(store, run_id, masks=masks), page)
+    comparisons = comparisons_of(store, run_id)
+    render_run(collect(store, run_id, masks=masks, comparisons=comparisons), page)
     export_run(store, run_id, folder)
     status(lab, store, run_id)
     return page
+
+
+def comparisons_of(store: Store, run_id: str) -> list[Comparison]:
+    """Return what a run of `flatsat compare` says of each candidate against its baseline."""
+    from flatsat.reports.compare import compare_all, subjects
+
+    run = store.run(run_id)
+    if run.kind != "compare":
+        return []
+    config = json.loads(run.config_json)
+    labelled = list(subjects(store, run_id).values())
+    baseline = {a.sha256 for a in store.artifacts(config["candidates"][0])}
+    labelled.sort(key=lambda subject: subject.rows[0].job.artifact not in baseline)
+    found: list[Comparison] = []
+    for other in labelled[1:]:
+        report = compare_all(
+            labelled[0], [other], threshold=config["threshold"], margin=config["margin"]
+        )
+        found += report.rows
+    return found
 
 
 def page_of(lab: Lab, run_id: str) -> Path:

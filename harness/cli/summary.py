@@ -55,11 +55,9 @@ def _show(console: Console, section: BoardSection) -> None:
     place = f"{section.board} ({section.kind}{timing})"
     title = f"{section.workload} on {place}" if section.workload else place
     table = make_table("candidate", *shown, right=shown, title=title)
-    several = len({m.threads for m in section.measurements}) > 1
     for found in section.measurements:
-        label = f"{found.label} x{found.threads}" if several else found.label
         style = "cyan" if found.role == "compressed" else "dim cyan"
-        table.add_row(cell(label, style), *(COLUMNS[name](found) for name in shown))
+        table.add_row(cell(found.label, style), *(COLUMNS[name](found) for name in shown))
     console.print(table)
     if section.trust.crowded:
         console.print(
