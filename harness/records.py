@@ -29,6 +29,8 @@ def open_record(lab: Lab) -> Store:
 def find_run(store: Store, wanted: str) -> RunRow:
     """Return the run of an identifier or the start of one; "last" is the newest.
 
+    The runs of kind "layers", which a search keeps its table of layers in, are never the last.
+
     Raises:
         UsageError: none or several fit.
     """
@@ -36,7 +38,7 @@ def find_run(store: Store, wanted: str) -> RunRow:
     if not found:
         raise UsageError("the record holds no run yet", hint="start one with: flatsat demo")
     if wanted == "last":
-        return found[-1]
+        return next((run for run in reversed(found) if run.kind != "layers"), found[-1])
     fitting = [run for run in found if run.run_id == wanted] or [
         run for run in found if run.run_id.startswith(wanted)
     ]
