@@ -42,7 +42,8 @@ EPISODES = {"mnist-mini/lenet5": 200, "mnist-mini/resnet20": 40}
 BUSY_SHARE = 0.95
 """A search that got less of a core than this is refused."""
 PARTS = ("propose", "prune", "evaluate", "learn")
-P, R = ParamSpec("P"), TypeVar("R")
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 class Stopwatch:

@@ -167,7 +167,8 @@ def _answers(row: OutcomeRow) -> np.ndarray:
     assert isinstance(row.outcome, Measured)
     logits = row.outcome.logits
     assert logits is not None
-    return np.frombuffer(logits.data, logits.dtype).reshape(logits.shape).argmax(axis=1)
+    values: np.ndarray = np.frombuffer(logits.data, logits.dtype).reshape(logits.shape)
+    return np.asarray(values.argmax(axis=1))
 
 
 def _median_us(rows: Sequence[OutcomeRow]) -> float:
