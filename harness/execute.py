@@ -233,14 +233,18 @@ class _Execution:
         faults_in_a_row = 0
         broken: dict[str, Failed] = {}
         queue = deque((job, False) for job in jobs)
+        recorded: Session | None = None
         async with _leased(self._lab, name) as lease:
             connection = _Connection(board, lease)
             try:
                 while queue:
                     job, again = queue.popleft()
                     session = await connection.session()
-                    identity = session.identity
-                    self._store.put_board(identity.board_id, name, identity.kind, identity.facts)
+                    if session is not recorded:
+                        recorded, identity = session, session.identity
+                        self._store.put_board(
+                            identity.board_id, name, identity.kind, identity.facts
+                        )
                     if self._reuse(job, reuse_key(job.spec, identity.board_id)):
                         continue
                     started, before = self._clock.utc(), self._clock.monotonic_s()

@@ -360,10 +360,9 @@ def _prepare(
             datasets[name], labels[sha256] = sha256, found
     files: dict[str, Path] = {sha256: lab.data_file(sha256) for sha256 in datasets.values()}
     names: dict[str, str] = {}
+    store.put_candidates(run_id, [(candidate_row(c), c.artifacts) for c in unique])
     for candidate in unique:
-        store.put_candidate(candidate_row(candidate), run_id)
         for artifact in candidate.artifacts:
-            store.put_artifact(artifact, candidate.candidate_id)
             files[artifact.sha256] = candidate.folder / artifact.file
             several = len(candidate.artifacts) > 1
             names[artifact.sha256] = candidate.name + (f" {artifact.role}" if several else "")

@@ -48,13 +48,18 @@ class Database:
         self._engine.dispose()
 
     @contextmanager
-    def write(self) -> Iterator[Connection]:
+    def write(self, *, durable: bool = True) -> Iterator[Connection]:
         """Run a transaction that writes; it is durable when the block ends without an error.
 
         It takes the write lock at once, so that none fails half-way because another process
         wrote in between.
+
+        Args:
+            durable: False spares the wait for the disk: a killed process loses nothing, a power
+                cut may lose this transaction, whole, until the next durable one.
         """
-        with self._faults(), self._engine.execution_options(writes=True).begin() as connection:
+        engine = self._engine.execution_options(writes=True, durable=durable)
+        with self._faults(), engine.begin() as connection:
             yield connection
 
     @contextmanager
@@ -101,7 +106,11 @@ def _tune_sqlite(engine: Engine) -> None:
 
     @event.listens_for(engine, "begin")
     def _began(connection: Connection) -> None:
-        writes = connection.get_execution_options().get("writes", False)
+        options = connection.get_execution_options()
+        writes = options.get("writes", False)
+        if writes:
+            level = "FULL" if options.get("durable", True) else "NORMAL"
+            connection.exec_driver_sql(f"PRAGMA synchronous={level}")
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
 

@@ -220,6 +220,11 @@ class Store(Protocol):
     def put_artifact(self, artifact: Artifact, candidate_id: str) -> None:
         """Record an artifact of a candidate; two candidates may share one."""
 
+    def put_candidates(
+        self, run_id: str, candidates: Sequence[tuple[CandidateRow, Sequence[Artifact]]]
+    ) -> None:
+        """Record candidates of a run with their artifacts, all in one transaction."""
+
     def add_jobs(self, run_id: str, jobs: Sequence[JobRow]) -> None:
         """Record planned jobs; those that the run already has are left as they are."""
 

@@ -170,37 +170,53 @@ class SqlStore:
 
     def put_candidate(self, candidate: CandidateRow, run_id: str | None = None) -> None:
         """See `Store`."""
-        values = rows_sql.candidate_values(candidate)
-        key = {"candidate_id": values.pop("candidate_id")}
         with self._database.write() as connection:
-            _put(connection, record.candidate, key, **values)
-            if run_id is None:
-                return
-            self._need_run(connection, run_id)
-            link = record.run_candidate
-            key["run_id"] = run_id
-            if not _exists(connection, link, key):
-                position = connection.execute(
-                    select(func.count()).select_from(link).where(link.c.run_id == run_id)
-                ).scalar_one()
-                connection.execute(insert(link).values(**key, position=position))
+            self._put_candidate(connection, candidate, run_id)
 
     def put_artifact(self, artifact: Artifact, candidate_id: str) -> None:
         """See `Store`."""
-        table = record.artifact
-        key = {"sha256": artifact.sha256, "candidate_id": candidate_id}
         with self._database.write() as connection:
             self._need(connection, record.candidate.c.candidate_id, candidate_id, "candidate")
+            self._put_artifact(connection, artifact, candidate_id)
+
+    def put_candidates(
+        self, run_id: str, candidates: Sequence[tuple[CandidateRow, Sequence[Artifact]]]
+    ) -> None:
+        """See `Store`."""
+        with self._database.write() as connection:
+            for candidate, artifacts in candidates:
+                self._put_candidate(connection, candidate, run_id)
+                for artifact in artifacts:
+                    self._put_artifact(connection, artifact, candidate.candidate_id)
+
+    def _put_candidate(
+        self, connection: Connection, candidate: CandidateRow, run_id: str | None
+    ) -> None:
+        values = rows_sql.candidate_values(candidate)
+        key = {"candidate_id": values.pop("candidate_id")}
+        _put(connection, record.candidate, key, **values)
+        if run_id is None:
+            return
+        self._need_run(connection, run_id)
+        link = record.run_candidate
+        key["run_id"] = run_id
+        if not _exists(connection, link, key):
             position = connection.execute(
-                select(table.c.position).filter_by(**key)
-            ).scalar_one_or_none()
-            if position is None:
-                position = connection.execute(
-                    select(func.count())
-                    .select_from(table)
-                    .where(table.c.candidate_id == candidate_id)
-                ).scalar_one()
-            _put(connection, table, key, position=position, **rows_sql.artifact_values(artifact))
+                select(func.count()).select_from(link).where(link.c.run_id == run_id)
+            ).scalar_one()
+            connection.execute(insert(link).values(**key, position=position))
+
+    def _put_artifact(self, connection: Connection, artifact: Artifact, candidate_id: str) -> None:
+        table = record.artifact
+        key = {"sha256": artifact.sha256, "candidate_id": candidate_id}
+        position = connection.execute(
+            select(table.c.position).filter_by(**key)
+        ).scalar_one_or_none()
+        if position is None:
+            position = connection.execute(
+                select(func.count()).select_from(table).where(table.c.candidate_id == candidate_id)
+            ).scalar_one()
+        _put(connection, table, key, position=position, **rows_sql.artifact_values(artifact))
 
     def candidates(self, run_id: str | None = None) -> list[CandidateRow]:
         """See `Store`."""
@@ -272,7 +288,8 @@ class SqlStore:
     def start_job(self, job_id: str, board_id: str | None, epoch: int | None = None) -> int:
         """See `Store`."""
         table = record.job
-        with self._database.write() as connection:
+        # Losing the count of an attempt to a power cut costs nothing; waiting for the disk does.
+        with self._database.write(durable=False) as connection:
             job = self._job(connection, job_id)
             if job.state == DONE:
                 raise DataError(f"job {job_id} is done", hint="plan a new job to measure again")

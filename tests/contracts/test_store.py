@@ -431,3 +431,13 @@ def test_notes_keep_json_and_bytes(store: Store) -> None:
     store.put_note("run-1", "mask", b"\0\1\2")
     store.put_note("run-1", "search", {"reward": [0.2, math.nan]})
     assert store.notes("run-1") == {"search": {"reward": [0.2, "nan"]}, "mask": b"\0\1\2"}
+
+
+def test_candidates_of_a_run_come_at_once_or_not_at_all(store: Store) -> None:
+    rows = [a_candidate(f"many-{i}", name=f"many-{i}") for i in range(3)]
+    store.put_candidates("run-1", [(row, [an_artifact()]) for row in rows])
+    assert {c.candidate_id for c in store.candidates("run-1")} >= {r.candidate_id for r in rows}
+    assert [a.sha256 for a in store.artifacts("many-1")] == [an_artifact().sha256]
+    with pytest.raises(DataError):
+        store.put_candidates("no-such-run", [(a_candidate("lost"), [])])
+    assert "lost" not in {c.candidate_id for c in store.candidates()}
