@@ -61,7 +61,7 @@ def test_macs_are_at_or_below_the_target(quick, network, params):
     (entry,) = made.history
     _, _, macs = count(made.module, SHAPE)
     assert macs == entry["macs"] <= entry["target_macs"]
-    assert entry["cost"]["train_steps"] == 3000 // 64
+    assert entry["cost"]["train_steps"] == 3000 // ctx.workload.settings(network).batch
     # The next wider network would be above it.
     wider = entry["width"]
     while ctx.workload.cost(network, wider).macs == macs:
