@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from flatsat.errors import UsageError
@@ -12,8 +13,21 @@ if TYPE_CHECKING:
     from flatsat.reports.rows import Store
 
 
-def regressions(store: Store, run_id: str, gate: Gate, baseline: str | None) -> tuple[str, ...]:
-    """Return what the gate of a run finds, a sentence a regression.
+@dataclass(frozen=True)
+class Findings:
+    """What a gate finds, a sentence each.
+
+    Attributes:
+        regressions: what makes the run fail.
+        alarms: slower by more than `gate.latency.alarm`, but not shown to be beyond the limit.
+    """
+
+    regressions: tuple[str, ...] = ()
+    alarms: tuple[str, ...] = ()
+
+
+def find(store: Store, run_id: str, gate: Gate, baseline: str | None) -> Findings:
+    """Hold a run to its gate.
 
     Each candidate is compared with the baseline of its own workload. Only what is shown counts: a
     whole confidence interval beyond the limit, not a mean.
@@ -28,11 +42,12 @@ def regressions(store: Store, run_id: str, gate: Gate, baseline: str | None) -> 
         UsageError: `baseline` was not measured in this run.
     """
     if gate.latency is None and gate.accuracy is None:
-        return ()
+        return Findings()
     from flatsat.reports.compare import compare_all, subjects
 
     labelled = subjects(store, run_id)
-    found: list[str] = []
+    regressions: list[str] = []
+    alarms: list[str] = []
     for base, others in _groups(store, run_id, labelled, baseline):
         report = compare_all(
             base,
@@ -40,19 +55,30 @@ def regressions(store: Store, run_id: str, gate: Gate, baseline: str | None) -> 
             threshold=gate.latency.slower_than if gate.latency else 0.02,
             margin=gate.accuracy.non_inferior if gate.accuracy else 0.005,
         )
-        found += [text for row in report.rows if (text := _judge(row, gate))]
-    return tuple(found)
+        for row in report.rows:
+            if regression := _regression(row, gate):
+                regressions.append(regression)
+            elif gate.latency and gate.latency.alarm is not None:
+                slower = _slower(row, gate.latency.alarm)
+                alarms += [slower] if slower else []
+    return Findings(tuple(regressions), tuple(alarms))
 
 
-def _judge(row: Comparison, gate: Gate) -> str | None:
-    if row.quantity == "latency" and gate.latency and row.ratio is not None:
-        limit = 1 / (1 + gate.latency.slower_than)
-        if row.ratio.high is not None and row.ratio.high < limit:
-            return (
-                f"{row.candidate} is slower than {row.baseline} by "
-                f"{100 * (1 / row.ratio.high - 1):.1f} % or more; "
-                f"{100 * gate.latency.slower_than:g} % is allowed"
-            )
+def _slower(row: Comparison, share: float) -> str | None:
+    """Return a sentence if the whole interval is beyond `share`, else None."""
+    if row.quantity != "latency" or row.ratio is None or row.ratio.high is None:
+        return None
+    if row.ratio.high >= 1 / (1 + share):
+        return None
+    return (
+        f"{row.candidate} is slower than {row.baseline} by {100 * (1 / row.ratio.high - 1):.1f} % "
+        f"or more; {100 * share:g} % is allowed"
+    )
+
+
+def _regression(row: Comparison, gate: Gate) -> str | None:
+    if gate.latency and (slower := _slower(row, gate.latency.slower_than)):
+        return slower
     if row.quantity == "accuracy" and gate.accuracy and row.difference is not None:
         high = row.difference.high
         if high is not None and high < -gate.accuracy.non_inferior:

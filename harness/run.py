@@ -14,10 +14,9 @@ from typing import TYPE_CHECKING, Any
 import flatsat
 from flatsat.canonical import canonical_json, sha256_bytes, sha256_json
 from flatsat.errors import FlatSatError, InfrastructureError, UsageError
-from flatsat.harness import publish
+from flatsat.harness import gate, publish
 from flatsat.harness.config import RunConfig, RunFile
 from flatsat.harness.execute import Labels, Supplies, Tally, execute, job_row
-from flatsat.harness.gate import regressions
 from flatsat.harness.plan import PlannedJob, Settings, expected_s, plan_jobs
 from flatsat.harness.workers import worker_pool
 from flatsat.jobspec import JobKind
@@ -320,12 +319,15 @@ def work(
     except BaseException:
         publish.quietly_mark(lab, store, run_id, "interrupted")
         raise
-    found = regressions(store, run_id, file.gate, file.run.baseline)
-    store.put_note(run_id, "regressions", list(found))
+    found = gate.find(store, run_id, file.gate, file.run.baseline)
+    store.put_note(run_id, "regressions", list(found.regressions))
+    for alarm in found.alarms:
+        progress.log(f"alarm: {alarm}")
     required = file.run.required if file.run.required is not None else file.matrix.boards
     dead = [name for name in required if name in tally.quarantined]
-    code = 1 if found else 3 if dead else 0
-    return RunResult(run_id, tally, unbuilt, found, code, publish.page_of(lab, run_id))
+    code = 1 if found.regressions else 3 if dead else 0
+    page = publish.page_of(lab, run_id)
+    return RunResult(run_id, tally, unbuilt, found.regressions, code, page)
 
 
 def _settings(file: RunFile) -> Settings:
