@@ -77,6 +77,7 @@ def validate(
         "board": board,
     }
     run_id = begin_run(lab, store, kind="validate", config=config, seed=0)
+    store.put_note(run_id, "title", f"{candidate.name} for {mission.mission.id}")
     rows = measure_candidates(
         lab,
         run_id,
