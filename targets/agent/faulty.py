@@ -58,9 +58,9 @@ class FaultyModel:
         self._left = after
         self._busy_ns = busy_ns
 
-    def bind(self, feed: Mapping[str, Any]) -> Tuple[Callable[..., Any], Tuple[Any, ...]]:
+    def bind(self, feed: Mapping[str, Any]) -> Tuple[Callable[[Any, Any], Any], Tuple[Any, Any]]:
         """Return `run` as the call."""
-        return self.run, (feed,)
+        return lambda _, given: self.run(given), (None, feed)
 
     def run(self, feed: Mapping[str, Any]) -> List[Any]:
         """Spin, or commit the fault."""

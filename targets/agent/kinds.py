@@ -76,7 +76,9 @@ def _load(
     return model
 
 
-def _bind(model: Model, spec: Mapping[str, Any]) -> Tuple[Callable[..., Any], Tuple[Any, ...]]:
+def _bind(
+    model: Model, spec: Mapping[str, Any]
+) -> Tuple[Callable[[Any, Any], Any], Tuple[Any, Any]]:
     try:
         feed = generate(model.inputs, spec["batch"], spec["axes"])
     except (MemoryError, ValueError) as error:

@@ -18,8 +18,8 @@ class Model(Protocol):
     inputs: Sequence[TensorInfo]
     outputs: Sequence[TensorInfo]
 
-    def bind(self, feed: Feed) -> Tuple[Callable[..., Any], Tuple[Any, ...]]:
-        """Return a call and its arguments that together are one inference on `feed`."""
+    def bind(self, feed: Feed) -> Tuple[Callable[[Any, Any], Any], Tuple[Any, Any]]:
+        """Return a call and its two arguments that together are one inference on `feed`."""
 
     def run(self, feed: Feed) -> List[Any]:
         """Return the outputs for `feed` as arrays, in the order of `outputs`."""
@@ -98,7 +98,7 @@ class _OnnxModel:
         self.inputs: Sequence[TensorInfo] = [_info(arg) for arg in session.get_inputs()]
         self.outputs: Sequence[TensorInfo] = [_info(arg) for arg in session.get_outputs()]
 
-    def bind(self, feed: Feed) -> Tuple[Callable[..., Any], Tuple[Any, ...]]:
+    def bind(self, feed: Feed) -> Tuple[Callable[[Any, Any], Any], Tuple[Any, Any]]:
         return self._session.run, (None, dict(feed))
 
     def run(self, feed: Feed) -> List[Any]:

@@ -82,8 +82,8 @@ def _falls(values: Sequence[int]) -> bool:
 
 
 def warm_up(
-    call: Callable[..., Any],
-    args: Tuple[Any, ...],
+    call: Callable[[Any, Any], Any],
+    args: Tuple[Any, Any],
     clock: Callable[[], int],
     rule: str,
     limit: int,
@@ -91,16 +91,18 @@ def warm_up(
     """Run uncounted inferences until the steady-state test passes or `limit` is reached.
 
     Args:
-        call: one inference is `call(*args)`.
+        call: one inference is `call(first, second)`. Called with `*args` it would take half a
+            per cent longer for a model of 20 us.
         args: made before the window.
         clock: nanoseconds as an integer.
         rule: "steady", or "fixed" for exactly `limit` inferences whatever the test says.
         limit: the most inferences.
     """
+    first, second = args
     values = array("q")
     for _ in range(limit):
         begin = clock()
-        call(*args)
+        call(first, second)
         end = clock()
         values.append(end - begin)
         if rule == "steady" and len(values) >= 2 * HALF and len(values) % EVERY == 0:
@@ -116,8 +118,8 @@ def warm_up(
 
 
 def count(
-    call: Callable[..., Any],
-    args: Tuple[Any, ...],
+    call: Callable[[Any, Any], Any],
+    args: Tuple[Any, Any],
     clock: Callable[[], int],
     min_inferences: int,
     min_ns: int,
@@ -130,11 +132,12 @@ def count(
     room = max(min_inferences, 1024)
     values = array("q", bytes(8 * room))
     done = 0
+    first, second = args
     deadline = clock() + min_ns
     while True:
         for index in range(done, room):
             begin = clock()
-            call(*args)
+            call(first, second)
             end = clock()
             values[index] = end - begin
             if end >= deadline and index + 1 >= min_inferences:

@@ -29,7 +29,7 @@ class Script:
     def clock(self) -> int:
         return self.now
 
-    def call(self) -> None:
+    def call(self, _first: object = None, _second: object = None) -> None:
         self._last = next(self._values, self._last)
         self.now += self._last
         self.calls += 1
@@ -37,7 +37,7 @@ class Script:
 
 def warmed(values: Iterable[int], limit: int, rule: str = "steady"):
     script = Script(values)
-    return warm_up(script.call, (), script.clock, rule, limit)
+    return warm_up(script.call, (None, None), script.clock, rule, limit)
 
 
 @given(durations, st.integers(NEEDED, 300))
@@ -115,7 +115,7 @@ def test_the_window_holds_both_minima_and_keeps_every_value(
 ) -> None:
     values = [cycle[i % len(cycle)] for i in range(3000)]
     script = Script(values)
-    counted = list(count(script.call, (), script.clock, minimum, min_us * 1000))
+    counted = list(count(script.call, (None, None), script.clock, minimum, min_us * 1000))
     assert counted == values[: len(counted)]
     assert script.calls == len(counted)
     assert len(counted) >= minimum
@@ -127,6 +127,6 @@ def test_the_window_holds_both_minima_and_keeps_every_value(
 @pytest.mark.parametrize("inferences", [1023, 1024, 1025, 5000])
 def test_room_for_values_grows_without_a_gap(inferences: int) -> None:
     script = Script(range(1, 10_000))
-    assert list(count(script.call, (), script.clock, inferences, 0)) == list(
+    assert list(count(script.call, (None, None), script.clock, inferences, 0)) == list(
         range(1, inferences + 1)
     )
