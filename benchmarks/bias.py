@@ -32,7 +32,7 @@ from flatsat.outcome import Measured
 if TYPE_CHECKING:
     from flatsat.targets.board import Session
 
-PAIRS = {"20 us": 70, "1 ms": 40, "20 ms": 40}
+PAIRS = {"20 us": 100, "1 ms": 40, "20 ms": 40}
 WINDOW_S = {"20 us": 0.3, "1 ms": 0.5, "20 ms": 1.2}
 WARMUP = 40
 BARE = Path(__file__).with_name("bare_loop.py")
