@@ -43,7 +43,15 @@ def run_demo(lab: Lab, *, progress: Progress | None = None) -> RunResult:
     result = work(lab, store, run_id, config.file, config.recipes, progress)
     search_into(search.search, lab, store, run_id, progress)
     report = end_run(lab, store, run_id, "incomplete" if result.tally.quarantined else "done")
-    return replace(result, report=report)
+    counts = store.counts(run_id)[run_id]
+    tally = replace(
+        result.tally,
+        measured=counts.measured,
+        failed=counts.failed,
+        inconclusive=counts.inconclusive,
+        reused=counts.reused,
+    )
+    return replace(result, report=report, tally=tally)
 
 
 def _unfinished(store: Store, config: dict[str, object]) -> str | None:
