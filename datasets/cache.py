@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from flatsat.errors import UsageError
+from flatsat.files import replace_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -46,21 +46,15 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], None]) -> None:
         UsageError: the folder can't be written, or the disk is full.
     """
     make_folder(path.parent)
-    temporary: Path | None = None
-    try:
-        with tempfile.NamedTemporaryFile(
-            dir=path.parent, prefix=f".{path.name}.", delete=False
-        ) as stream:
-            temporary = Path(stream.name)
+
+    def fill(part: Path) -> None:
+        with part.open("wb") as stream:
             write(stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
+
+    try:
+        replace_file(path, fill)
     except OSError as error:
         raise cache_error(path, error) from error
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
 
 
 def cache_error(path: Path, error: OSError) -> UsageError:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from flatsat.canonical import sha256_file
 from flatsat.errors import InfrastructureError, UsageError
+from flatsat.files import replace_file
 
 if TYPE_CHECKING:
     from flatsat.compressors.candidate import Candidate
@@ -202,16 +203,9 @@ def write_atomically(path: Path, data: bytes) -> None:
     Raises:
         InfrastructureError: the disk is full or can't be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
+        replace_file(path, lambda part: part.write_bytes(data))
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise InfrastructureError(
             f"can't write {path}: {error.strerror or error}", hint="free some space, then resume"
         ) from error

@@ -6,13 +6,12 @@ import csv
 import errno
 import io
 import json
-import os
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flatsat.errors import DataError, InfrastructureError
+from flatsat.files import replace_file
 from flatsat.reports.table import COLUMNS, Value, flat_rows
 
 if TYPE_CHECKING:
@@ -120,23 +119,10 @@ def _write_bytes(path: Path, data: bytes) -> None:
 
 
 def _write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
-    """Let `write` fill a file beside `path`, sync it, and rename it into place."""
-    part: Path | None = None
+    """Write a file by way of another beside it; say what to do where that fails."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        part = Path(name)
-        try:
-            write(part)
-            os.fsync(handle)
-            # mkstemp makes files private; an export is as readable as its folder's other files.
-            part.chmod(0o644)
-        finally:
-            os.close(handle)
-        part.replace(path)
+        replace_file(path, write)
     except OSError as error:
-        if part is not None:
-            part.unlink(missing_ok=True)
         what = f"can't write {path}: {error.strerror or error}"
         if error.errno in (errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.EROFS):
             raise DataError(what, hint="name a folder that you may write to") from error

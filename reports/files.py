@@ -1,25 +1,18 @@
-"""Files that a reader may open at any moment: they see the old one or the new one."""
+"""Text files that pages are made of."""
 
 from __future__ import annotations
 
-import os
-import tempfile
 from pathlib import Path
+
+from flatsat.files import replace_file
 
 
 def write_atomically(out: Path, text: str) -> None:
-    """Write a text file in UTF-8 by way of a temporary one beside it.
+    """Write a text file in UTF-8: readers see the old one or the new one.
+
+    It doesn't wait for the disk, since a page can be drawn anew from the record.
 
     Raises:
         OSError: the folder can't be written; an older file is left as it was.
     """
-    out.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=out.parent, prefix=f".{out.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            stream.write(text)
-        Path(name).chmod(0o644)
-        Path(name).replace(out)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    replace_file(out, lambda part: part.write_text(text, encoding="utf-8"), durable=False)
