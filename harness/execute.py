@@ -18,7 +18,7 @@ from flatsat.harness.plan import PlannedJob, expected_s
 from flatsat.jobspec import JobKind, reuse_key
 from flatsat.outcome import Failed, Fault, Measured, Outcome, Owner
 from flatsat.progress import NoProgress, Progress
-from flatsat.reports.rows import AccuracyRow, JobRow
+from flatsat.reports.rows import AccuracyRow, JobRow, RunCounts
 from flatsat.units import Clock, SystemClock
 
 if TYPE_CHECKING:
@@ -80,6 +80,20 @@ class Tally:
     inconclusive: int = 0
     reused: int = 0
     quarantined: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of_run(
+        cls, store: Store, run_id: str, quarantined: Mapping[str, str] | None = None
+    ) -> Tally:
+        """Return the tally of all that a run has in the record."""
+        counts = store.counts(run_id).get(run_id, RunCounts())
+        return cls(
+            measured=counts.measured,
+            failed=counts.failed,
+            inconclusive=counts.inconclusive,
+            reused=counts.reused,
+            quarantined=quarantined or {},
+        )
 
 
 def job_row(run_id: str, job: PlannedJob) -> JobRow:

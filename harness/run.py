@@ -444,4 +444,4 @@ def _example_job(kind: str, settings: Settings) -> PlannedJob:
     from flatsat.jobspec import JobSpec
 
     spec = JobSpec(JobKind(kind), "", "onnx", "", plan=settings.plan)
-    return PlannedJob("", replace(spec), "", "", 0, 0, "")
+    return PlannedJob("", spec, "", "", 0, 0, "")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from flatsat.canonical import canonical_json, sha256_bytes
 from flatsat.harness.config import load_run
+from flatsat.harness.execute import Tally
 from flatsat.harness.run import RunResult, begin_run, config_json, end_run, work
 from flatsat.harness.search.study import load_search, search_into
 from flatsat.progress import NoProgress, Progress
@@ -43,14 +44,7 @@ def run_demo(lab: Lab, *, progress: Progress | None = None) -> RunResult:
     result = work(lab, store, run_id, config.file, config.recipes, progress)
     search_into(search.search, lab, store, run_id, progress)
     report = end_run(lab, store, run_id, "incomplete" if result.tally.quarantined else "done")
-    counts = store.counts(run_id)[run_id]
-    tally = replace(
-        result.tally,
-        measured=counts.measured,
-        failed=counts.failed,
-        inconclusive=counts.inconclusive,
-        reused=counts.reused,
-    )
+    tally = Tally.of_run(store, run_id, result.tally.quarantined)
     return replace(result, report=report, tally=tally)
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import flatsat
 from flatsat.canonical import sha256_file
 from flatsat.errors import UsageError
+from flatsat.harness import publish
 from flatsat.harness.flight.evidence import Evidence
 from flatsat.harness.flight.matrix import Matrix, Subject, untraced_evidence
 from flatsat.harness.flight.requirements import Mission, load_mission
@@ -78,14 +79,18 @@ def validate(
     }
     run_id = begin_run(lab, store, kind="validate", config=config, seed=0)
     store.put_note(run_id, "title", f"{candidate.name} for {mission.mission.id}")
-    rows = measure_candidates(
-        lab,
-        run_id,
-        [replace(candidate, artifacts=(artifact,))],
-        boards=[board],
-        settings=_settings(mission),
-        progress=progress,
-    )
+    try:
+        rows = measure_candidates(
+            lab,
+            run_id,
+            [replace(candidate, artifacts=(artifact,))],
+            boards=[board],
+            settings=_settings(mission),
+            progress=progress,
+        )
+    except BaseException:
+        publish.quietly_mark(lab, store, run_id, "interrupted")
+        raise
     end_run(lab, store, run_id, "done")
     evidence = gather(rows, artifact, candidate.workload, board)
     found = store.boards(run_id)

@@ -174,15 +174,8 @@ def _unfinished(store: Store, config: dict[str, object]) -> str:
 def _result(store: Store, run_id: str, ending: Ending, report: Path) -> RunResult:
     from flatsat.harness.execute import Tally
     from flatsat.harness.run import RunResult
-    from flatsat.reports.rows import RunCounts
 
-    counts = store.counts(run_id).get(run_id, RunCounts())
-    tally = Tally(
-        measured=counts.measured,
-        failed=counts.failed,
-        inconclusive=counts.inconclusive,
-        reused=counts.reused,
-    )
+    tally = Tally.of_run(store, run_id)
     regressions: tuple[str, ...] = ()
     if ending.chosen is None:
         regressions = ("no candidate was shown by measurement to meet the budget",)
