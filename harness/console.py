@@ -6,6 +6,7 @@ All of it goes to standard error; standard output carries results only.
 from __future__ import annotations
 
 import contextlib
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -45,7 +46,12 @@ def printable(text: str) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Return a duration as a reader says it: "8 s", "2 min 30 s", "40 min", "1 h 20 min"."""
+    """Return a duration as a reader says it: "8 s", "2 min 30 s", "40 min", "1 h 20 min".
+
+    A rate that rounds to nothing leaves no finite time: "an unknown time".
+    """
+    if not math.isfinite(seconds):
+        return "an unknown time"
     whole = round(seconds)
     if whole < 100:
         return f"{whole} s"

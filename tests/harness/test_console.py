@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from rich.console import Console
 from rich.progress import Progress as Bars
@@ -101,6 +101,7 @@ def test_a_terminal_gets_bars_that_vanish_and_leave_a_line() -> None:
     assert "quick: done" not in stream.getvalue()
 
 
+@example([("a", 5e-324, 1.0, ""), ("a", 1e-323, 10.0, "")])
 @given(st.lists(st.tuples(st.sampled_from("ab"), st.floats(0, 10), st.floats(0, 10), st.text())))
 def test_no_report_of_progress_ever_raises(
     reports: list[tuple[str, float, float, str]],
@@ -113,6 +114,10 @@ def test_no_report_of_progress_ever_raises(
         for sink in (progress, drawn):
             sink.update(task, done, total, note)
             sink.log(note)
+
+
+def test_a_rate_of_nearly_nothing_leaves_an_unknown_time() -> None:
+    assert duration(float("inf")) == "an unknown time"
 
 
 @given(st.text())
