@@ -18,8 +18,8 @@ import numpy as np
 import results
 import torch
 
+from flatsat.cache import default_cache_dir
 from flatsat.compressors.graph import layers
-from flatsat.datasets.cache import default_cache_dir
 from flatsat.datasets.fit import evaluate
 from flatsat.datasets.workload import parse_ref
 from flatsat.harness.search.costs import MacsModel, total_of

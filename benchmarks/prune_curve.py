@@ -13,10 +13,10 @@ import numpy as np
 import results
 import torch
 
+from flatsat.cache import default_cache_dir
 from flatsat.compressors.base import Network, StepContext
 from flatsat.compressors.graph import count
 from flatsat.compressors.magnitude import MagnitudeParams, MagnitudePrune
-from flatsat.datasets.cache import default_cache_dir
 from flatsat.datasets.fit import evaluate
 from flatsat.datasets.reference import reference
 from flatsat.datasets.workload import workload

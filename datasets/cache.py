@@ -13,18 +13,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-def default_cache_dir() -> Path:
-    """Return $FLATSAT_CACHE, else $XDG_CACHE_HOME/flatsat, else ~/.cache/flatsat.
-
-    The folder need not exist; it is made when something is first written to it.
-    """
-    if own := os.environ.get("FLATSAT_CACHE"):
-        return Path(own)
-    if shared := os.environ.get("XDG_CACHE_HOME"):
-        return Path(shared) / "flatsat"
-    return Path.home() / ".cache" / "flatsat"
-
-
 def make_folder(folder: Path) -> None:
     """Make a cache folder and its parents.
 

@@ -13,10 +13,10 @@ import torch
 from filelock import FileLock, Timeout
 from torch import nn
 
+from flatsat.cache import default_cache_dir
 from flatsat.canonical import canonical_json, sha256_json
 from flatsat.datasets.cache import (
     cache_error,
-    default_cache_dir,
     make_folder,
     write_atomically,
 )

@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from flatsat.datasets.cache import default_cache_dir
+from flatsat.cache import default_cache_dir
 from flatsat.datasets.digits import digits_sizes
 from flatsat.datasets.fashion import fashion_sizes
 from flatsat.datasets.mnist import mnist_sizes

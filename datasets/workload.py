@@ -8,8 +8,8 @@ from functools import cache
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from flatsat.cache import default_cache_dir
 from flatsat.datasets.architectures import Cost, cost, network_names, require_network
-from flatsat.datasets.cache import default_cache_dir
 from flatsat.datasets.digits import digits_splits
 from flatsat.datasets.fashion import fashion_splits
 from flatsat.datasets.mnist import mnist_splits

@@ -68,7 +68,7 @@ class Lab:
     @property
     def cache_dir(self) -> Path:
         """Trained reference networks; shared by all labs of a user."""
-        from flatsat.datasets.cache import default_cache_dir
+        from flatsat.cache import default_cache_dir
 
         return default_cache_dir()
 

@@ -25,6 +25,8 @@ IDENTITY_FIELDS = (
     "kernel",
     "firmware",
     "qemu_version",
+    "emulator",
+    "aslr",
 )
 """Facts that make a board this board; a change in one of them is another board in the record."""
 

@@ -65,14 +65,15 @@ class AgentSession:
 
     # Opening and closing.
 
-    async def greet(self, name: str, kind: str) -> None:
+    async def greet(self, name: str, kind: str, facts: Mapping[str, object]) -> None:
         """Exchange HELLO and WELCOME, and start to keep the agent alive."""
         await self._link.open(_OPEN_S)
         await self._send(Type.HELLO, {"protocol": PROTOCOL, "time_kind": self._time_kind.value})
         self.welcome = _json(await self._expect(Type.WELCOME, _OPEN_S))
         if self.welcome.get("protocol") != PROTOCOL:
             raise self._broken("the agent speaks another version of the protocol")
-        self.identity = BoardIdentity.from_facts(name, kind, self.welcome["identity"])
+        told = {**self.welcome["identity"], **facts}
+        self.identity = BoardIdentity.from_facts(name, kind, told)
         self.health = health_from_json(self.welcome["health"], "open")
         self._pinger = asyncio.create_task(self._keep_alive())
 
@@ -345,7 +346,13 @@ def _size_of(source: Path) -> int:
 
 
 async def open_session(
-    link: Link, lease: Lease, *, kind: str, time_kind: TimeKind, grace_s: float = _GRACE_S
+    link: Link,
+    lease: Lease,
+    *,
+    kind: str,
+    time_kind: TimeKind,
+    grace_s: float = _GRACE_S,
+    facts: Mapping[str, object] | None = None,
 ) -> AgentSession:
     """Start the agent behind `link`, greet it under the lease, and return the session.
 
@@ -356,6 +363,8 @@ async def open_session(
         time_kind: what the board's durations mean.
         grace_s: how long each process of a job may take beyond its own deadline, on the host's
             clock. Then the agent is told to cancel the job, and given up after as long again.
+        facts: what this side knows of the board and its agent can't, such as the emulator's
+            version; part of the board's identity where `IDENTITY_FIELDS` lists it.
 
     Raises:
         LinkDown: the agent does not start or does not answer.
@@ -363,7 +372,7 @@ async def open_session(
     """
     session = AgentSession(link, lease, time_kind, grace_s)
     try:
-        await session.greet(lease.board, kind)
+        await session.greet(lease.board, kind, facts or {})
     except BaseException:
         await link.close()
         raise

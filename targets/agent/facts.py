@@ -102,6 +102,7 @@ def identity() -> Dict[str, Any]:
         or read_text("/proc/device-tree/firmware/version"),
         "cores": os.cpu_count(),
         "memory_bytes": meminfo_bytes("MemTotal"),
+        "aslr": _read_int("/proc/sys/kernel/randomize_va_space"),
     }
 
 

@@ -53,6 +53,10 @@ class Type(enum.IntEnum):
     PONG = 14
     CANCEL = 15
     BYE = 16
+    INSTALL = 17
+    INSTALLED = 18
+    SEGMENT = 19
+    SEGMENT_ACK = 20
 
 
 class Frame(NamedTuple):

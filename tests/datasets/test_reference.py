@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from flatsat.cache import default_cache_dir
 from flatsat.datasets import cache as cache_module
 from flatsat.datasets import reference as reference_module
-from flatsat.datasets.cache import default_cache_dir, write_atomically
+from flatsat.datasets.cache import write_atomically
 from flatsat.datasets.fit import evaluate
 from flatsat.datasets.reference import reference
 from flatsat.datasets.summary import workload_summary
