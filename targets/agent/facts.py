@@ -116,6 +116,26 @@ def python_version() -> str:
     return "%d.%d.%d" % sys.version_info[:3]
 
 
+def glibc() -> Optional[List[int]]:
+    """Return major and minor of the C library, or None where it isn't glibc."""
+    try:
+        name, _, version = (os.confstr("CS_GNU_LIBC_VERSION") or "").partition(" ")
+        return [int(part) for part in version.split(".")[:2]] if name == "glibc" else None
+    except (ValueError, OSError):
+        return None
+
+
+def python_arch() -> str:
+    """Return the architecture that this interpreter was built for, as `uname -m` names it.
+
+    A 64-bit kernel may run a 32-bit system; only the interpreter's own counts for its modules.
+    """
+    machine = os.uname().machine
+    if sys.maxsize < 1 << 32:
+        return {"aarch64": "armv7l", "armv8l": "armv7l", "x86_64": "i686"}.get(machine, machine)
+    return machine
+
+
 def _temperature_c() -> Optional[float]:
     """Return the hottest zone that can be read; a zone that is powered off reads below zero."""
     hottest: Optional[float] = None

@@ -1,0 +1,159 @@
+"""Runtimes that the host brought: a folder each, unpacked from wheels, whole or not there.
+
+The host unpacks sites into a board's image by the same function as the agent on a board.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import zipfile
+import zlib
+from typing import Any, Dict, List, Optional, Sequence, Tuple
+
+MARKER = ".complete"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,127}")
+_PIECE = 1 << 20
+_NEVER_IMPORTED = re.compile(
+    r"numpy/(.*/)?tests/|.*\.pyi$|.*\.data/(scripts|headers|data)/"
+    r"|onnxruntime/(tools|transformers|quantization)/"
+    r"|ai_edge_litert/(tools|vendors|aot)/|ai_edge_litert/libLiteRtWebGpuAccelerator\.so$"
+)
+"""Members that no inference imports; together they are a third of the bytes on the disk."""
+_INSTALLED = re.compile(r"[^/]+\.data/(?:pure|plat)lib/")
+
+
+class SiteError(Exception):
+    """Wheels can't become a site; `code` names why."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def check_name(name: object) -> str:
+    """Return `name` if it can be a folder's name.
+
+    Raises:
+        SiteError: ("bad-request") it can't.
+    """
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise SiteError("bad-request", "not a site's name: %.80r" % (name,))
+    return name
+
+
+def _members(archive: zipfile.ZipFile, file: str) -> List[Tuple[zipfile.ZipInfo, str]]:
+    """Return the members that are unpacked, each with its path in the site.
+
+    Raises:
+        SiteError: ("bad-wheel") a path leads out of the site.
+    """
+    chosen = []
+    for info in archive.infolist():
+        path = info.filename
+        parts = path.rstrip("/").split("/")
+        if not path or path[0] == "/" or "\\" in path or "\0" in path or ".." in parts:
+            raise SiteError("bad-wheel", "%s: member %.80r leads out of its folder" % (file, path))
+        if not path.endswith("/") and not _NEVER_IMPORTED.match(path):
+            chosen.append((info, _INSTALLED.sub("", path, 1)))
+    return chosen
+
+
+def size_bytes(wheels: Sequence[str]) -> int:
+    """Return how many bytes the site of these wheels takes, without the file system's own.
+
+    Raises:
+        SiteError: ("bad-wheel") one is no wheel.
+        OSError: one can't be read.
+    """
+    total = 0
+    for wheel in wheels:
+        with _opened(wheel) as archive:
+            total += sum(info.file_size for info, _ in _members(archive, os.path.basename(wheel)))
+    return total
+
+
+def _opened(wheel: str) -> zipfile.ZipFile:
+    try:
+        return zipfile.ZipFile(wheel)
+    except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
+        raise SiteError("bad-wheel", "%s: %s" % (os.path.basename(wheel), error)) from error
+
+
+def unpack(wheels: Sequence[str], folder: str, about: Dict[str, Any]) -> None:
+    """Make the site `folder` from wheels, in one step from not there to whole.
+
+    Args:
+        wheels: their paths.
+        folder: the site; a damaged one that is there is replaced.
+        about: JSON-able facts for its marker, such as runtime and name.
+
+    Raises:
+        SiteError: ("bad-wheel") one is no wheel, or cut short; nothing is left behind.
+        OSError: the disk is full, or fails; nothing is left behind.
+    """
+    parent, name = os.path.split(os.path.abspath(folder))
+    fresh = os.path.join(parent, ".%s.%d.tmp" % (name, os.getpid()))
+    shutil.rmtree(fresh, ignore_errors=True)
+    os.makedirs(fresh, mode=0o755)
+    try:
+        for wheel in wheels:
+            _unpack_one(wheel, fresh)
+        files, total = _count(fresh)
+        # The marker must not reach the disk before what it vouches for.
+        os.sync()
+        with open(os.path.join(fresh, MARKER), "w") as stream:
+            json.dump(dict(about, files=files, bytes=total), stream, sort_keys=True)
+            stream.flush()
+            os.fsync(stream.fileno())
+        shutil.rmtree(folder, ignore_errors=True)
+        os.rename(fresh, folder)
+    except BaseException:
+        shutil.rmtree(fresh, ignore_errors=True)
+        raise
+
+
+def _unpack_one(wheel: str, folder: str) -> None:
+    name = os.path.basename(wheel)
+    with _opened(wheel) as archive:
+        for info, path in _members(archive, name):
+            target = os.path.join(folder, path)
+            os.makedirs(os.path.dirname(target), mode=0o755, exist_ok=True)
+            try:
+                with archive.open(info) as source, open(target, "wb") as stream:
+                    shutil.copyfileobj(source, stream, _PIECE)
+            except (zipfile.BadZipFile, EOFError, zlib.error, NotImplementedError) as error:
+                raise SiteError("bad-wheel", "%s: %s: %s" % (name, path, error)) from error
+
+
+def _count(folder: str) -> Tuple[int, int]:
+    """Return files and bytes of a site, without its marker and what the interpreter compiled."""
+    files = total = 0
+    for place, folders, names in os.walk(folder):
+        folders[:] = [entry for entry in folders if entry != "__pycache__"]
+        for name in names:
+            if place != folder or name != MARKER:
+                files += 1
+                total += os.path.getsize(os.path.join(place, name))
+    return files, total
+
+
+def read_marker(folder: str) -> Optional[Dict[str, Any]]:
+    """Return the facts of a site that was unpacked to its end, else None."""
+    try:
+        with open(os.path.join(folder, MARKER), encoding="utf-8") as stream:
+            about = json.load(stream)
+    except (OSError, ValueError):
+        return None
+    return about if isinstance(about, dict) else None
+
+
+def is_whole(folder: str) -> bool:
+    """Return whether the site is complete, and its files still as many and as long as then."""
+    about = read_marker(folder)
+    try:
+        return about is not None and _count(folder) == (about.get("files"), about.get("bytes"))
+    except OSError:
+        return False
