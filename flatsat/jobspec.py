@@ -53,6 +53,14 @@ class MeasurePlan:
     memory_limit_bytes: int | None = None
 
 
+VIRTUAL_PLAN = MeasurePlan(
+    processes=1, min_inferences=12, min_s=0.0, warmup="fixed", max_warmup=4, deadline_s=300.0
+)
+"""Where time is counted instructions, values repeat to a fraction of a percent: a few will do."""
+VIRTUAL_ROUNDS = 2
+"""Latency jobs of each artifact there; the second shows that the first repeats."""
+
+
 @dataclass(frozen=True)
 class JobSpec:
     """A job as canonical JSON: no local path, no time, no run in it.

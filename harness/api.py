@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -22,7 +21,7 @@ from flatsat.harness.compare import compare as _compare
 from flatsat.harness.config import choose_recipes, load_lab_boards
 from flatsat.harness.config import load_run as _load_run_file
 from flatsat.harness.lab import Lab, default_root
-from flatsat.harness.measure import PLAN, MeasureRequest, measure_model
+from flatsat.harness.measure import MeasureRequest, measure_model
 from flatsat.harness.measure_result import LatencySummary, MeasureResult, MemorySummary
 from flatsat.harness.records import find_run, open_record
 from flatsat.harness.run import RunResult, build_all, start_run
@@ -68,14 +67,14 @@ def measure(
     *,
     lab: str | Path | None = None,
     role: str | None = None,
-    runtime: str = "onnxruntime",
+    runtime: str | None = None,
     threads: int = 1,
     affinity: tuple[int, ...] = (),
     batch: int = 1,
     axes: Mapping[str, int] | None = None,
-    processes: int = PLAN.processes,
-    min_inferences: int = PLAN.min_inferences,
-    min_s: float = PLAN.min_s,
+    processes: int | None = None,
+    min_inferences: int | None = None,
+    min_s: float | None = None,
     progress: Progress | None = None,
 ) -> MeasureResult:
     """Measure one model on one board and keep the measurement in the lab's record.
@@ -83,26 +82,30 @@ def measure(
     What the model does wrong on the board becomes the result's `status` and `fault`, not an error.
 
     Args:
-        model: an ONNX file; or a candidate's folder, identifier, start of one, or name.
+        model: an ONNX or TFLite file; or a candidate's folder, identifier, start of one, or name.
         board: name.
         lab: folder; see `open_lab`.
         role: of the artifact, where a candidate has several, such as "int8".
-        runtime: what executes the model.
+        runtime: what executes the model; None takes the default of its format.
         threads: intra-op threads.
         affinity: CPU numbers to pin to; () leaves the processes free.
         batch: length of a first axis that counts examples and is open.
         axes: lengths of other open axes by name.
-        processes: fresh processes.
+        processes: fresh processes; None, here and below, for the default of the board's clock.
         min_inferences: each process counts at least so many inferences *and* ...
         min_s: ... so many seconds of them.
         progress: is told what goes on.
 
     Raises:
-        ModelError: the file is corrupt or no ONNX, or an open axis has no length.
+        ModelError: the file is corrupt or of another kind, or an open axis has no length.
         UsageError: no such file, candidate, board, axis or role; or several artifacts fit.
         InfrastructureError: the board or the record failed.
     """
-    plan = replace(PLAN, processes=processes, min_inferences=min_inferences, min_s=min_s)
+    asked: dict[str, int | float | None] = {
+        "processes": processes,
+        "min_inferences": min_inferences,
+        "min_s": min_s,
+    }
     request = MeasureRequest(
         model=str(model),
         board=board,
@@ -112,7 +115,7 @@ def measure(
         affinity=tuple(affinity),
         batch=batch,
         axes=dict(axes or {}),
-        plan=plan,
+        overrides={key: value for key, value in asked.items() if value is not None},
     )
     opened = open_lab(lab)
     return _apart(lambda: measure_model(opened, request, progress=progress, several=False)[0])

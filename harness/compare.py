@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from flatsat.reports.rows import OutcomeRow, RunRow, Store
 
 PLAN = MeasurePlan(processes=2, min_inferences=50, min_s=0.2)
+COUNTED_ROUNDS = 3
+"""Where time is counted instructions, more rounds say the same again."""
 ROUNDS = 10
 
 
@@ -34,9 +36,10 @@ class CompareRequest:
     Attributes:
         names: the baseline first. Candidates (name, identifier, folder, each perhaps with
             ":ROLE"), or runs (identifier, start of one, "last").
-        board, runtime, threads: where candidates are measured.
+        board, threads: where candidates are measured.
+        runtime: what executes them; None takes the default of each format.
         rounds: each artifact once a round, in an order drawn anew.
-        plan: how one job measures.
+        plan: how one job measures, on a board with a real clock.
         threshold: relative difference of latency that still counts as equal.
         margin: loss of accuracy that still counts as none, in (0, 1).
         statistic: of each process's latencies.
@@ -47,7 +50,7 @@ class CompareRequest:
 
     names: tuple[str, ...]
     board: str = "host"
-    runtime: str = "onnxruntime"
+    runtime: str | None = None
     threads: int = 1
     rounds: int = ROUNDS
     plan: MeasurePlan = PLAN
@@ -181,10 +184,11 @@ def _measured(
     kinds = (JobKind.LATENCY, JobKind.ACCURACY)[: 2 if judged and "" not in workloads else 1]
     settings = Settings(
         kinds=kinds,
-        runtimes=(request.runtime,),
+        runtimes=() if request.runtime is None else (request.runtime,),
         threads=(request.threads,),
         plan=request.plan,
         rounds=request.rounds,
+        virtual_rounds=min(request.rounds, COUNTED_ROUNDS),
         seed=request.seed,
         comparison="compare",
     )

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, ConfigDict, Field
 
 from flatsat.harness.config_toml import TomlModel
-from flatsat.jobspec import MeasurePlan
+from flatsat.jobspec import VIRTUAL_PLAN, VIRTUAL_ROUNDS, MeasurePlan
 
 _DEFAULT_PLAN = MeasurePlan()
 
@@ -91,22 +91,23 @@ class Matrix(TomlModel):
         recipes: names; by default all of the file and of its includes.
         candidates: candidates of the lab that are measured beside the recipes' own.
         boards: names.
-        runtimes: names.
+        runtimes: names, each for the files whose format it takes; by default onnxruntime for ONNX
+            and litert for TFLite.
         threads: intra-op threads; each count is a measurement of its own.
         affinity: CPU numbers to pin to; empty leaves processes free.
-        jobs: kinds.
+        jobs: kinds; "energy" is done on boards with a meter, "capability" once a board.
     """
 
     recipes: Names | None = None
     candidates: Annotated[tuple[str, ...], AfterValidator(_distinct)] = ()
     boards: Annotated[Names, AfterValidator(_not_empty)] = ("host",)
-    runtimes: Annotated[Names, AfterValidator(_not_empty)] = ("onnxruntime",)
+    runtimes: Names = ()
     threads: Annotated[tuple[Count, ...], AfterValidator(_not_empty), AfterValidator(_distinct)] = (
         1,
     )
     affinity: Annotated[tuple[Annotated[int, Field(ge=0)], ...], AfterValidator(_distinct)] = ()
     jobs: Annotated[
-        tuple[Literal["latency", "accuracy"], ...],
+        tuple[Literal["latency", "accuracy", "energy", "capability"], ...],
         AfterValidator(_not_empty),
         AfterValidator(_distinct),
     ] = ("latency", "accuracy")
@@ -135,10 +136,24 @@ class WallPlan(TomlModel):
 
 
 class VirtualPlan(TomlModel):
-    """`[plan.virtual]`: how a board that counts instructions measures."""
+    """`[plan.virtual]`: how a board that counts instructions measures; see `MeasurePlan`.
 
-    processes: Count = 1
-    min_inferences: Count = 3
+    Attributes:
+        rounds: latency jobs of each artifact, each in a fresh process.
+    """
+
+    processes: Count = VIRTUAL_PLAN.processes
+    min_inferences: Count = VIRTUAL_PLAN.min_inferences
+    rounds: Count = VIRTUAL_ROUNDS
+    warmup: Literal["steady", "fixed"] = "fixed"
+    max_warmup: Annotated[int, Field(ge=0)] = VIRTUAL_PLAN.max_warmup
+    isolation: Literal["spawn", "fork"] = "spawn"
+    deadline_s: Seconds = VIRTUAL_PLAN.deadline_s
+    memory_limit_bytes: Count | None = None
+
+    def measure_plan(self) -> MeasurePlan:
+        """Return what each latency job is told."""
+        return MeasurePlan(min_s=0.0, **self.model_dump(exclude={"rounds"}))
 
 
 class Plan(TomlModel):

@@ -17,8 +17,8 @@ from flatsat.harness import publish
 from flatsat.harness.measure_result import MeasureResult, summarise
 from flatsat.harness.names import choice_error
 from flatsat.harness.plan import Settings, expected_s, plan_jobs
-from flatsat.harness.run import begin_run, measure_candidates
-from flatsat.jobspec import JobKind, MeasurePlan
+from flatsat.harness.run import begin_run, board_traits, measure_candidates
+from flatsat.jobspec import VIRTUAL_PLAN, JobKind, MeasurePlan
 from flatsat.progress import NoProgress, Progress
 from flatsat.units import SystemClock
 
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 PLAN = MeasurePlan(processes=5, min_inferences=140, min_s=0.5)
 """Five processes, and samples enough for a 99th percentile."""
+COUNTED_PLAN = replace(VIRTUAL_PLAN, processes=3)
+"""On a board that counts instructions: three processes show that the first repeats."""
 
 
 @dataclass(frozen=True)
@@ -40,21 +42,22 @@ class MeasureRequest:
         model: an ONNX file; or a candidate's folder, identifier, start of one, or name.
         board: name.
         role: of the artifact, where a candidate has several; None takes all.
-        runtime, threads, affinity: see `JobSpec`.
+        runtime: what executes the model; None takes the default of its format.
+        threads, affinity: see `JobSpec`.
         batch: length of a first axis that counts examples and is open.
         axes: lengths of other open axes by name, or by "INPUT:POSITION".
-        plan: how to measure.
+        overrides: fields of `MeasurePlan` that replace those of the default for the board's clock.
     """
 
     model: str
     board: str = "host"
     role: str | None = None
-    runtime: str = "onnxruntime"
+    runtime: str | None = None
     threads: int = 1
     affinity: tuple[int, ...] = ()
     batch: int = 1
     axes: Mapping[str, int] = field(default_factory=dict)
-    plan: MeasurePlan = PLAN
+    overrides: Mapping[str, int | float] = field(default_factory=dict)
 
 
 def measure_model(
@@ -93,13 +96,15 @@ def measure_model(
     axes = open_axes(artifacts, request.batch, request.axes)
     settings = Settings(
         kinds=(JobKind.LATENCY,),
-        runtimes=(request.runtime,),
+        runtimes=() if request.runtime is None else (request.runtime,),
         threads=(request.threads,),
         affinity=request.affinity,
         batch=request.batch,
         axes=axes,
-        plan=request.plan,
+        plan=_overridden(PLAN, request.overrides),
         rounds=1,
+        virtual_plan=_overridden(COUNTED_PLAN, request.overrides),
+        virtual_rounds=1,
         comparison="measure",
     )
     store = lab.store()
@@ -108,7 +113,8 @@ def measure_model(
     # What goes wrong is told by the result, not line by line while it happens.
     sink = _Remembering(progress)
     chosen = replace(candidate, artifacts=tuple(artifacts))
-    jobs = plan_jobs(run_id, [chosen], [request.board], settings)
+    traits = board_traits(lab, [request.board])
+    jobs = plan_jobs(run_id, [chosen], [request.board], settings, traits=traits)
     seconds = sum(expected_s(job) for job in jobs)
     try:
         progress.update("measure", 0.0, seconds, f"{name} on {request.board}")
@@ -138,6 +144,10 @@ def measure_model(
         for row in rows
         if row.job.artifact in wanted
     )
+
+
+def _overridden(plan: MeasurePlan, overrides: Mapping[str, int | float]) -> MeasurePlan:
+    return replace(plan, **overrides)  # type: ignore[arg-type]
 
 
 class _Remembering:

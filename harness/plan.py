@@ -7,8 +7,10 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from flatsat.canonical import sha256_json
-from flatsat.jobspec import JobKind, JobSpec, MeasurePlan
+from flatsat.jobspec import VIRTUAL_PLAN, VIRTUAL_ROUNDS, JobKind, JobSpec, MeasurePlan
+from flatsat.runtimes import default_provider, default_runtime, takes
 from flatsat.seeds import generator
+from flatsat.units import TimeKind
 
 if TYPE_CHECKING:
     from flatsat.artifact import Artifact
@@ -17,6 +19,23 @@ if TYPE_CHECKING:
 START_UP_S = 0.35
 """A guess at what a fresh process costs beside its inferences, until one has been timed."""
 ACCURACY_GUESS_S = 1.5
+ENERGY_GUESS_S = 6.0
+CAPABILITY_GUESS_S = 8.0
+VIRTUAL_START_UP_S = 2.5
+"""Of a fresh process on an emulated board, in seconds of this machine."""
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What a plan must know of a board.
+
+    Attributes:
+        time_kind: its clock.
+        metered: it can do energy jobs.
+    """
+
+    time_kind: TimeKind = TimeKind.WALL
+    metered: bool = False
 
 
 @dataclass(frozen=True)
@@ -24,28 +43,43 @@ class Settings:
     """What is common to the jobs of one plan.
 
     Attributes:
-        kinds: job kinds for every artifact.
-        runtimes: names of runtimes.
+        kinds: job kinds for every artifact; "energy" for those on boards with a meter only,
+            "capability" once a board.
+        runtimes: names of runtimes, each for the artifacts whose format it takes; () for the
+            default runtime of each format.
         threads: intra-op thread counts; each is a measurement of its own.
         affinity: CPU numbers to pin to; () leaves processes free.
         batch: batch length of latency jobs.
         axes: lengths of other open axes.
-        plan: how one latency job measures.
-        rounds: latency jobs of each artifact.
+        plan, rounds: how one latency job measures, and how many of them each artifact gets, on
+            boards with a real clock.
+        virtual_plan, virtual_rounds: likewise on boards that count instructions.
         seed: of the shuffle.
         comparison: a name that jobs which were interleaved share.
     """
 
     kinds: tuple[JobKind, ...] = (JobKind.LATENCY,)
-    runtimes: tuple[str, ...] = ("onnxruntime",)
+    runtimes: tuple[str, ...] = ()
     threads: tuple[int, ...] = (1,)
     affinity: tuple[int, ...] = ()
     batch: int = 1
     axes: Mapping[str, int] | None = None
     plan: MeasurePlan = field(default_factory=MeasurePlan)
     rounds: int = 5
+    virtual_plan: MeasurePlan = VIRTUAL_PLAN
+    virtual_rounds: int = VIRTUAL_ROUNDS
     seed: int = 0
     comparison: str = "run"
+
+    def on(self, traits: Traits) -> tuple[MeasurePlan, int]:
+        """Return plan and rounds for a board."""
+        if traits.time_kind is TimeKind.VIRTUAL:
+            return self.virtual_plan, self.virtual_rounds
+        return self.plan, self.rounds
+
+    def runtimes_for(self, format_: str) -> tuple[str, ...]:
+        """Return the runtimes that artifacts of a format are measured with."""
+        return tuple(r for r in self.runtimes or (default_runtime(format_),) if takes(r, format_))
 
 
 @dataclass(frozen=True)
@@ -77,30 +111,39 @@ def plan_jobs(
     boards: Sequence[str],
     settings: Settings,
     *,
+    traits: Mapping[str, Traits] | None = None,
     datasets: Mapping[str, str] | None = None,
+    probes: str | None = None,
 ) -> list[PlannedJob]:
     """Return the jobs of a run, in the order in which each board takes them.
 
     A round holds every artifact once, in an order shuffled by seed, so that the drift of a machine
-    favours none. Accuracy jobs come after the first round: a candidate that can't run is known by
-    then, and the boards' states differ least within the rounds.
+    favours none. Accuracy and energy jobs come after the first round: a candidate that can't run is
+    known by then, and the boards' states differ least within the rounds.
 
     Args:
         run_id: of the run.
         candidates: whose artifacts are measured.
         boards: board names.
         settings: what is common.
-        datasets: workload name -> sha256 of the test split's tensors; accuracy jobs are planned
-            for the candidates whose workload is here.
+        traits: of the boards; one that isn't here has a real clock and no meter.
+        datasets: artifact sha256 -> sha256 of the test split's tensors as this artifact takes them;
+            accuracy jobs are planned for the artifacts that are here.
+        probes: sha256 of the probe models of capability jobs.
     """
     jobs: list[PlannedJob] = []
     for board in boards:
+        mine = (traits or {}).get(board, Traits())
+        plan, wanted = settings.on(mine)
         order: list[tuple[JobSpec, str, int]] = []
-        rounds = settings.rounds if JobKind.LATENCY in settings.kinds else 1
+        rounds = wanted if JobKind.LATENCY in settings.kinds else 1
         for index in range(rounds):
-            block = _round(candidates, board, settings, index, datasets or {})
+            last = index == min(1, rounds - 1)
+            block = _round(candidates, board, settings, mine, index, last, plan, datasets or {})
             draw = generator(settings.seed, f"order/{settings.comparison}/{board}/{index}")
             order += [block[i] for i in draw.permutation(len(block))]
+        if probes is not None and JobKind.CAPABILITY in settings.kinds:
+            order.append((_capability(board, probes, settings, plan), "", 0))
         for position, (spec, candidate_id, index) in enumerate(order):
             job_id = sha256_json([run_id, settings.comparison, spec.to_json(), candidate_id, index])
             jobs.append(
@@ -119,33 +162,44 @@ def plan_jobs(
 
 def expected_s(job: PlannedJob) -> float:
     """Return a guess at how long a job takes, in seconds, before anything was timed."""
+    plan = job.spec.plan
     if job.spec.kind is JobKind.LATENCY:
-        plan = job.spec.plan
-        return plan.processes * (START_UP_S + 1.3 * plan.min_s)
-    return ACCURACY_GUESS_S
+        # A plan without a least time is one for counted instructions.
+        start_up_s = START_UP_S if plan.min_s else VIRTUAL_START_UP_S
+        return plan.processes * (start_up_s + 1.3 * plan.min_s)
+    if job.spec.kind is JobKind.ENERGY:
+        return ENERGY_GUESS_S
+    return CAPABILITY_GUESS_S if job.spec.kind is JobKind.CAPABILITY else ACCURACY_GUESS_S
 
 
 def _round(
     candidates: Sequence[Candidate],
     board: str,
     settings: Settings,
+    traits: Traits,
     index: int,
+    with_once: bool,
+    plan: MeasurePlan,
     datasets: Mapping[str, str],
 ) -> list[tuple[JobSpec, str, int]]:
+    """Return one round; `with_once` adds the jobs that each artifact has one of."""
     block: list[tuple[JobSpec, str, int]] = []
     for candidate in candidates:
         for artifact in candidate.artifacts:
-            for runtime in settings.runtimes:
-                for threads in settings.threads:
-                    for kind in settings.kinds:
-                        if kind is not JobKind.LATENCY and index != min(1, settings.rounds - 1):
-                            continue
-                        dataset = None
+            for kind in settings.kinds:
+                once = kind is not JobKind.LATENCY
+                if (
+                    (once and not with_once)
+                    or kind is JobKind.CAPABILITY
+                    or (kind is JobKind.ENERGY and not traits.metered)
+                    or (kind is JobKind.ACCURACY and artifact.sha256 not in datasets)
+                ):
+                    continue
+                for runtime in settings.runtimes_for(artifact.format):
+                    for threads in settings.threads:
+                        spec = _spec(artifact, board, runtime, threads, kind, plan, settings)
                         if kind is JobKind.ACCURACY:
-                            dataset = datasets.get(candidate.workload.partition("/")[0])
-                            if dataset is None:
-                                continue
-                        spec = _spec(artifact, board, runtime, threads, kind, dataset, settings)
+                            spec = replace(spec, dataset=datasets[artifact.sha256])
                         block.append((spec, candidate.candidate_id, index))
     return block
 
@@ -156,7 +210,7 @@ def _spec(
     runtime: str,
     threads: int,
     kind: JobKind,
-    dataset: str | None,
+    plan: MeasurePlan,
     settings: Settings,
 ) -> JobSpec:
     spec = JobSpec(
@@ -165,17 +219,31 @@ def _spec(
         format=artifact.format,
         board=board,
         runtime=runtime,
+        provider=default_provider(runtime),
         threads=threads,
         affinity=settings.affinity,
         batch=settings.batch,
         axes=dict(settings.axes or {}),
-        plan=settings.plan,
+        plan=plan,
     )
     if kind is JobKind.LATENCY:
         return replace(spec, goldens=artifact.goldens, agreement=artifact.agreement)
     if kind is JobKind.ACCURACY:
-        return replace(spec, dataset=dataset, batch=ACCURACY_BATCH, plan=_once(settings.plan))
-    return replace(spec, plan=_once(settings.plan))
+        return replace(spec, batch=ACCURACY_BATCH, plan=_once(plan))
+    return replace(spec, plan=_once(plan))
+
+
+def _capability(board: str, probes: str, settings: Settings, plan: MeasurePlan) -> JobSpec:
+    runtime = settings.runtimes_for("onnx")[:1] or (default_runtime("onnx"),)
+    return JobSpec(
+        kind=JobKind.CAPABILITY,
+        artifact=probes,
+        format="probes",
+        board=board,
+        runtime=runtime[0],
+        provider=default_provider(runtime[0]),
+        plan=_once(plan),
+    )
 
 
 ACCURACY_BATCH = 100

@@ -17,17 +17,20 @@ from flatsat.errors import FlatSatError, InfrastructureError, UsageError
 from flatsat.harness import gate, publish
 from flatsat.harness.config import RunConfig, RunFile
 from flatsat.harness.execute import Labels, Supplies, Tally, execute, job_row
-from flatsat.harness.plan import PlannedJob, Settings, expected_s, plan_jobs
+from flatsat.harness.lab import write_atomically
+from flatsat.harness.plan import PlannedJob, Settings, Traits, expected_s, plan_jobs
 from flatsat.harness.workers import worker_pool
-from flatsat.jobspec import JobKind
+from flatsat.jobspec import JobKind, JobSpec
 from flatsat.progress import NoProgress, Progress
 from flatsat.reports.rows import CandidateRow, RunRow
 from flatsat.units import Clock, SystemClock
 
 if TYPE_CHECKING:
+    from flatsat.artifact import Artifact
     from flatsat.compressors.candidate import Candidate
     from flatsat.compressors.recipe import RecipeSpec
     from flatsat.harness.lab import Lab
+    from flatsat.jobspec import MeasurePlan
     from flatsat.reports.rows import OutcomeRow, Store
 
 BUILD_WORKERS = 2
@@ -62,7 +65,7 @@ class DryRun:
     Attributes:
         recipes: name -> number of candidates.
         known: how many of them are built already.
-        jobs: latency and accuracy jobs, for artifacts as far as they are known.
+        jobs: by kind, for artifacts as far as they are known.
         expected_s: about how long measuring takes.
     """
 
@@ -190,22 +193,30 @@ def dry_run(config: RunConfig, lab: Lab) -> DryRun:
     file = config.file
     known = 0
     recipes: dict[str, int] = {}
-    jobs = {"latency": 0, "accuracy": 0}
-    seconds = 0.0
     settings = _settings(file)
-    per_round = len(settings.runtimes) * len(settings.threads) * len(file.matrix.boards)
+    jobs = {kind.value: 0 for kind in settings.kinds}
+    seconds = 0.0
+    traits = board_traits(lab, file.matrix.boards)
     for spec in config.recipes:
         recipes[spec.name] = len(spec.seeds)
         for seed in spec.seeds:
             known += find_built(lab.candidates_dir, recipe_id(spec, seed)) is not None
-            artifacts = len(spec.lowers)
-            jobs["latency"] += artifacts * settings.rounds * per_round
-            jobs["accuracy"] += artifacts * per_round
-    if "accuracy" not in file.matrix.jobs:
-        jobs["accuracy"] = 0
-    if "latency" not in file.matrix.jobs:
-        jobs["latency"] = 0
-    seconds = sum(count * expected_s(_example_job(kind, settings)) for kind, count in jobs.items())
+    artifacts = [(spec, low) for spec in config.recipes for low in spec.lowers for _ in spec.seeds]
+    for mine in traits.values():
+        plan, rounds = settings.on(mine)
+        for kind in settings.kinds:
+            count = sum(
+                len(settings.runtimes_for(lower.to)) * len(settings.threads)
+                for _, lower in artifacts
+            )
+            if kind is JobKind.LATENCY:
+                count *= rounds
+            elif kind is JobKind.CAPABILITY:
+                count = 1
+            elif kind is JobKind.ENERGY and not mine.metered:
+                count = 0
+            jobs[kind.value] += count
+            seconds += count * expected_s(_example_job(kind, plan))
     return DryRun(recipes, known, jobs, seconds)
 
 
@@ -331,7 +342,7 @@ def work(
 
 
 def _settings(file: RunFile) -> Settings:
-    wall = file.plan.wall
+    wall, virtual = file.plan.wall, file.plan.virtual
     return Settings(
         kinds=tuple(JobKind(kind) for kind in file.matrix.jobs),
         runtimes=file.matrix.runtimes,
@@ -339,8 +350,20 @@ def _settings(file: RunFile) -> Settings:
         affinity=file.matrix.affinity,
         plan=wall.measure_plan(),
         rounds=wall.rounds,
+        virtual_plan=virtual.measure_plan(),
+        virtual_rounds=virtual.rounds,
         seed=file.run.seed,
     )
+
+
+def board_traits(lab: Lab, boards: Sequence[str]) -> dict[str, Traits]:
+    """Return what a plan must know of each board.
+
+    Raises:
+        UsageError: a board is unknown.
+    """
+    found = {name: lab.board(name) for name in boards}
+    return {name: Traits(b.time_kind, b.meter != "none") for name, b in found.items()}
 
 
 def _prepare(
@@ -352,14 +375,12 @@ def _prepare(
     settings: Settings,
 ) -> tuple[list[PlannedJob], Supplies]:
     """Put candidates and their jobs into the record; return the jobs and what they need."""
-    for name in boards:
-        lab.board(name)
+    traits = board_traits(lab, boards)
     unique = list({c.candidate_id: c for c in candidates}.values())
-    datasets, labels = {}, {}
+    datasets: dict[str, str] = {}
+    labels: dict[str, Labels] = {}
     if JobKind.ACCURACY in settings.kinds:
-        for name in sorted({c.workload.partition("/")[0] for c in unique if c.workload}):
-            sha256, found = test_tensors(lab, name)
-            datasets[name], labels[sha256] = sha256, found
+        datasets, labels = _tests(lab, unique)
     files: dict[str, Path] = {sha256: lab.data_file(sha256) for sha256 in datasets.values()}
     names: dict[str, str] = {}
     store.put_candidates(run_id, [(candidate_row(c), c.artifacts) for c in unique])
@@ -371,22 +392,67 @@ def _prepare(
             if artifact.goldens is not None:
                 goldens = candidate.folder / "goldens" / f"{artifact.goldens}.npz"
                 files[artifact.goldens] = goldens
-    jobs = plan_jobs(run_id, unique, boards, settings, datasets=datasets)
+    probes = None
+    if JobKind.CAPABILITY in settings.kinds:
+        probes, path = _probes(lab)
+        files[probes], names[probes] = path, "probe models"
+    jobs = plan_jobs(
+        run_id, unique, boards, settings, traits=traits, datasets=datasets, probes=probes
+    )
     store.add_jobs(run_id, [job_row(run_id, job) for job in jobs])
     return jobs, Supplies(files, labels, names)
 
 
-def test_tensors(lab: Lab, workload: str) -> tuple[str, Labels]:
-    """Store a workload's test images for boards; return their sha256 and the labels.
+def _probes(lab: Lab) -> tuple[str, Path]:
+    """Store the probe models of capability jobs; return their sha256 and file."""
+    from flatsat.targets.probes import probe_zip
+
+    data = probe_zip()
+    sha256 = sha256_bytes(data)
+    path = lab.data_dir / f"{sha256}.zip"
+    if not path.exists():
+        write_atomically(path, data)
+    return sha256, path
+
+
+def _tests(lab: Lab, candidates: Sequence[Candidate]) -> tuple[dict[str, str], dict[str, Labels]]:
+    """Store the test images as each artifact takes them; return artifact -> data, data -> labels.
+
+    Most artifacts of a workload take the same: what differs is the layout and the type of input.
+    """
+    datasets: dict[str, str] = {}
+    labels: dict[str, Labels] = {}
+    stored: dict[tuple[object, ...], str] = {}
+    for candidate in candidates:
+        workload = candidate.workload.partition("/")[0]
+        if not workload:
+            continue
+        for artifact in candidate.artifacts:
+            if len(artifact.inputs) != 1:
+                continue
+            source = artifact.inputs[0]
+            kind = (source.name, source.dtype, source.scale, source.zero_point)
+            key = (workload, artifact.layout, *kind)
+            if key not in stored:
+                sha256, found = test_tensors(lab, workload, artifact)
+                stored[key], labels[sha256] = sha256, found
+            datasets[artifact.sha256] = stored[key]
+    return datasets, labels
+
+
+def test_tensors(lab: Lab, workload: str, artifact: Artifact) -> tuple[str, Labels]:
+    """Store a workload's test images as an artifact takes them; return sha256 and labels.
 
     This is where the test split is opened: for accuracy jobs, after all choices were made.
     """
     from flatsat.datasets.workload import workload as find
+    from flatsat.layouts import for_model
 
     task = find(workload)
     split = task.splits().open_test()
-    sha256 = lab.put_data({f"in:{task.input.name}": split.x})
-    return sha256, Labels(split.sha256, task.metric, split.y)
+    source = artifact.inputs[0]
+    images = for_model(split.x, source, artifact.layout)
+    return lab.put_data({f"in:{source.name}": images}), Labels(split.sha256, task.metric, split.y)
 
 
 def candidate_row(candidate: Candidate) -> CandidateRow:
@@ -440,8 +506,5 @@ def _recipe_mapping(spec: RecipeSpec) -> dict[str, object]:
     return value if spec.code is None else {**value, "code": dict(spec.code)}
 
 
-def _example_job(kind: str, settings: Settings) -> PlannedJob:
-    from flatsat.jobspec import JobSpec
-
-    spec = JobSpec(JobKind(kind), "", "onnx", "", plan=settings.plan)
-    return PlannedJob("", spec, "", "", 0, 0, "")
+def _example_job(kind: JobKind, plan: MeasurePlan) -> PlannedJob:
+    return PlannedJob("", JobSpec(kind, "", "onnx", "", plan=plan), "", "", 0, 0, "")

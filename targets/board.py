@@ -130,6 +130,10 @@ class Board(Protocol):
     def time_kind(self) -> TimeKind:
         """What its durations mean."""
 
+    @property
+    def meter(self) -> str:
+        """What counts energy there: "events", or "none"."""
+
     async def open(self, lease: Lease) -> Session:
         """Start the agent and greet it.
 

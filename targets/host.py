@@ -36,6 +36,7 @@ class HostBoard:
     sites: Mapping[str, str] = field(default_factory=dict)
     kind: str = "host"
     time_kind: TimeKind = TimeKind.WALL
+    meter: str = "none"
 
     async def open(self, lease: Lease) -> AgentSession:
         """Start the agent and greet it. Raises LinkDown or BoardRefused."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -49,7 +48,7 @@ def measure(
         typer.Argument(
             metavar="MODEL",
             autocompletion=complete_models,
-            help="An ONNX file, or a candidate: its name, identifier or folder.",
+            help="An ONNX or TFLite file, or a candidate: its name, identifier or folder.",
         ),
     ],
     board: Annotated[
@@ -70,7 +69,10 @@ def measure(
     min_s: Annotated[
         float | None, typer.Option(min=0.0, help="... and so many seconds of them.")
     ] = None,
-    runtime: Annotated[str, typer.Option(help="What executes the model.")] = "onnxruntime",
+    runtime: Annotated[
+        str | None,
+        typer.Option(help="What executes the model; by default onnxruntime or litert."),
+    ] = None,
     affinity: Annotated[
         str, typer.Option(metavar="CPUS", help="CPU numbers to pin to, such as 0,2.")
     ] = "",
@@ -84,20 +86,19 @@ def measure(
 ) -> int:
     """Measure a model on a board: latency, memory, agreement with its goldens.
 
-    Works on any ONNX file: inputs are generated from its signature. Exit code 0 when measured,
-    1 when the model failed on the board, 2 when it can't be measured as asked (a runtime that
-    refuses the file included), 3 when the board failed, 4 when the result can't be trusted.
+    Works on any ONNX or TFLite file: inputs are generated from its signature. Exit code 0 when
+    measured, 1 when the model failed on the board, 2 when it can't be measured as asked (a runtime
+    that refuses the file included), 3 when the board failed, 4 when the result can't be trusted.
     """
-    from flatsat.harness.measure import PLAN, MeasureRequest, measure_model
+    from flatsat.harness.measure import MeasureRequest, measure_model
     from flatsat.harness.measure_result import document, exit_code
 
-    plan = replace(
-        PLAN,
-        processes=processes or PLAN.processes,
-        min_inferences=min_inferences or PLAN.min_inferences,
-        min_s=PLAN.min_s if min_s is None else min_s,
-        deadline_s=deadline_s or PLAN.deadline_s,
-    )
+    asked: dict[str, int | float | None] = {
+        "processes": processes,
+        "min_inferences": min_inferences,
+        "min_s": min_s,
+        "deadline_s": deadline_s,
+    }
     request = MeasureRequest(
         model=model,
         board=board,
@@ -107,7 +108,7 @@ def measure(
         affinity=parse_cpus(affinity),
         batch=batch,
         axes=parse_axes(axis or []),
-        plan=plan,
+        overrides={key: value for key, value in asked.items() if value is not None},
     )
     lab = open_lab(ctx, prepare=True)
     with working(ctx) as progress:

@@ -19,7 +19,7 @@ from flatsat.harness.flight.requirements import Mission, load_mission
 from flatsat.harness.flight.verdict import judge_mission
 from flatsat.harness.lab import write_atomically
 from flatsat.harness.plan import Settings
-from flatsat.jobspec import JobKind, MeasurePlan
+from flatsat.jobspec import VIRTUAL_PLAN, JobKind, MeasurePlan
 from flatsat.outcome import Failed, Measured
 
 if TYPE_CHECKING:
@@ -212,5 +212,7 @@ def _settings(mission: Mission) -> Settings:
         threads=(threads,),
         plan=plan,
         rounds=rounds,
+        virtual_plan=replace(VIRTUAL_PLAN, processes=2, min_inferences=plan.min_inferences),
+        virtual_rounds=rounds,
         comparison="validate",
     )

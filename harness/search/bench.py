@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from flatsat.units import TimeKind
 
 
+COUNTED_ROUNDS = 2
+"""Latency jobs of a candidate on a board that counts instructions: two make an interval."""
 _ROUNDS_APART = 1_000_000
 """Between the first rounds of two comparisons, where their rounds are numbered through."""
 
@@ -248,7 +250,13 @@ def run_jobs(
     from flatsat.harness.plan import Settings
     from flatsat.harness.run import measure_candidates
 
-    settings = Settings(kinds=kinds, plan=plan, rounds=rounds, comparison=comparison)
+    settings = Settings(
+        kinds=kinds,
+        plan=plan,
+        rounds=rounds,
+        virtual_rounds=min(rounds, COUNTED_ROUNDS),
+        comparison=comparison,
+    )
     return measure_candidates(
         lab, run_id, candidates, boards=[board], settings=settings, reuse=reuse, progress=progress
     )
