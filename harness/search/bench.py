@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
 
 from flatsat.jobspec import JobKind
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 COUNTED_ROUNDS = 2
 """Latency jobs of a candidate on a board that counts instructions: two make an interval."""
+FLOAT = "float"
 _ROUNDS_APART = 1_000_000
 """Between the first rounds of two comparisons, where their rounds are numbered through."""
 
@@ -34,13 +35,19 @@ class Built:
 
     Attributes:
         candidate_id: of it.
-        accuracy: on the validation split.
+        accuracy: of the network on the validation split.
         macs: as counted in the smaller network.
+        accuracies: dtype of a form -> its accuracy, where it differs from the network's.
     """
 
     candidate_id: str
     accuracy: float
     macs: float
+    accuracies: Mapping[str, float] = field(default_factory=dict)
+
+    def accuracy_as(self, dtype: str) -> float:
+        """Return the accuracy of one form on the validation split."""
+        return self.accuracies.get(dtype, self.accuracy)
 
 
 @dataclass(frozen=True)
@@ -51,11 +58,13 @@ class Timed:
         medians_ns: round -> median of all its processes' inferences.
         why: there are none, or "".
         accuracy: on the test images, on the board; None where it was not asked for.
+        dtype: of the form that counts, "float" or "int8".
     """
 
     medians_ns: Mapping[int, float]
     why: str = ""
     accuracy: float | None = None
+    dtype: str = FLOAT
 
 
 class Bench(Protocol):
@@ -93,15 +102,19 @@ class Bench(Protocol):
 
 
 def together(stages: Sequence[Mapping[str, Timed]], candidate_id: str) -> Timed:
-    """Return the rounds of several comparisons as one; what the last one says beside them holds."""
+    """Return the rounds of several comparisons as one; what the last one says beside them holds.
+
+    Rounds in which another form of the candidate counted are left out.
+    """
     medians: dict[int, float] = {}
-    last = Timed({}, "it was not measured")
+    found = [stage[candidate_id] for stage in stages if candidate_id in stage]
+    last = found[-1] if found else Timed({}, "it was not measured")
     for number, stage in enumerate(stages):
-        if candidate_id in stage:
-            last = stage[candidate_id]
+        if candidate_id in stage and stage[candidate_id].dtype == last.dtype:
             first = number * _ROUNDS_APART
-            medians |= {first + index: value for index, value in last.medians_ns.items()}
-    return Timed({} if last.why else medians, last.why, last.accuracy)
+            rounds = stage[candidate_id].medians_ns
+            medians |= {first + index: value for index, value in rounds.items()}
+    return replace(last, medians_ns={} if last.why else medians)
 
 
 def relative(timed: Timed, anchor: Timed | None, unit_ns: float = 1.0) -> Interval | None:
@@ -168,6 +181,11 @@ class LabBench:
             candidate.candidate_id,
             float(candidate.accuracy_host["validation"]),
             float(candidate.macs or 0),
+            {
+                key.partition("/")[2]: float(value)
+                for key, value in candidate.accuracy_host.items()
+                if key.startswith("validation/")
+            },
         )
 
     def measure(
@@ -191,16 +209,39 @@ class LabBench:
             reuse="never",
             progress=self.progress,
         )
-        return {
-            one.candidate_id: timed(rows, {artifact.sha256 for artifact in one.artifacts})
-            for one in candidates
-        }
+        loss = self.section.space.int8_loss
+        return {one.candidate_id: quickest(rows, one, loss) for one in candidates}
 
     def table(self, plan: TablePlan) -> LatencyTable:
         """Measure single layers as ordinary jobs of a run of their own."""
         from flatsat.harness.search.table_run import measure_table
 
         return measure_table(self.lab, plan, self.section, self.progress)
+
+
+def quickest(rows: Sequence[OutcomeRow], candidate: Candidate, int8_loss: float) -> Timed:
+    """Return the latency of a candidate's quickest form that is accurate enough.
+
+    Args:
+        rows: outcomes of its files.
+        candidate: with one file a form.
+        int8_loss: validation accuracy that the int8 form may lose against the network.
+    """
+    import numpy as np
+
+    host = candidate.accuracy_host
+    forms = []
+    for artifact in candidate.artifacts:
+        accuracy = float(host.get(f"validation/{artifact.role}", host.get("validation", 0.0)))
+        if artifact.role == FLOAT or accuracy >= float(host.get("validation", 0.0)) - int8_loss:
+            found = timed(rows, {artifact.sha256})
+            forms.append(replace(found, dtype=artifact.role))
+    if not forms:
+        return Timed({}, f"its int8 form loses more than {int8_loss:g} in accuracy", dtype="int8")
+    ran = [one for one in forms if one.medians_ns]
+    return min(
+        ran, key=lambda one: float(np.median(list(one.medians_ns.values()))), default=forms[0]
+    )
 
 
 def timed(rows: Sequence[OutcomeRow], artifacts: AbstractSet[str]) -> Timed:

@@ -64,6 +64,7 @@ class Measurement:
         layers_sum: sum of the table's layers in nanoseconds; None without a table.
         measured, low, high: in the budget's unit with a 95 % interval; None where it failed.
         why: it failed, or "".
+        dtype: of the form that was the quickest on the board, "float" or "int8".
     """
 
     candidate_id: str
@@ -81,6 +82,7 @@ class Measurement:
     low: float | None
     high: float | None
     why: str = ""
+    dtype: str = "float"
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Measurement:
@@ -154,7 +156,7 @@ def track_note(
 
 def measurement_note(one: Measurement) -> dict[str, object]:
     """Return a measurement as the note "search" has it."""
-    tuned = " fine-tuned" if one.fine_tuned else ""
+    tuned = (" fine-tuned" if one.fine_tuned else "") + ("" if one.dtype == "float" else " int8")
     return {
         "candidate_id": one.candidate_id,
         "label": f"{one.strategy} s{one.seed} e{one.evaluation}{tuned}",
@@ -168,6 +170,7 @@ def measurement_note(one: Measurement) -> dict[str, object]:
         "low": one.low,
         "high": one.high,
         "stage": one.stage,
+        "dtype": one.dtype,
     }
 
 

@@ -75,7 +75,7 @@ def detail_note(loop: SearchLoop, ending: Ending | None) -> dict[str, object]:
     "correction" (scale, offset_ns, points, residual; null without a table), "layers_run" (the run
     that measured single layers), "layers_failed", "pareto" [{strategy, seed, evaluation, cost,
     accuracy}], "finals" [{strategy, candidate_id, verdict, accuracy_validation, accuracy_board,
-    measured, low, high, keep}], "narrow", "verdict", "messages"}`
+    measured, low, high, keep, dtype}], "narrow", "verdict", "messages"}`
     """
     table, correction = loop.ground.table, loop.correction
     finals = []
@@ -92,6 +92,7 @@ def detail_note(loop: SearchLoop, ending: Ending | None) -> dict[str, object]:
                 "low": one.low,
                 "high": one.high,
                 "keep": loop.domain.proposal(one.key).ratios,
+                "dtype": one.dtype,
             }
         )
     return {

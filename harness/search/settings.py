@@ -96,10 +96,17 @@ class SpaceTable(TomlModel):
     Attributes:
         lower: least preserve ratio of each group of coupled channels.
         round_to: channels kept are rounded up to a multiple of it.
+        dtypes: forms in which each candidate is measured; the board decides which one counts.
+        int8_loss: validation accuracy that a candidate's int8 form may lose against its float form
+            and still be taken for its speed.
     """
 
     lower: Ratio = 0.2
     round_to: Count = 1
+    dtypes: Annotated[tuple[Literal["float", "int8"], ...], AfterValidator(_some_distinct)] = (
+        "float",
+    )
+    int8_loss: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] = 0.01
 
 
 class RewardTable(TomlModel):

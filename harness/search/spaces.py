@@ -26,6 +26,7 @@ class ChannelSpace:
         round_to: channels kept are rounded up to a multiple of it, or all are kept.
         batches, points: of the least-squares reconstruction.
         fine_tune_epochs: of training after the pruning; 0 for none.
+        dtypes: forms that a candidate is lowered to, "float" and "int8".
     """
 
     workload: str
@@ -35,6 +36,7 @@ class ChannelSpace:
     batches: int = 60
     points: int = 10
     fine_tune_epochs: float = 0.0
+    dtypes: tuple[str, ...] = ("float",)
 
     def domain(self, graph: Graph) -> Domain:
         """Return one choice a prunable group, in the order of execution.
@@ -87,9 +89,12 @@ class ChannelSpace:
             "workload": self.workload,
             "seeds": [self.seed],
             "step": steps,
-            "lower": [{"to": "onnx"}],
+            "lower": [
+                {"to": "onnx"} if dtype == "float" else {"to": "onnx", "int8": {}}
+                for dtype in self.dtypes
+            ],
         }
 
     def dense(self) -> dict[str, object]:
-        """Return the recipe of the network that nothing is removed from."""
+        """Return the recipe of the network that nothing is removed from, in floats."""
         return {"workload": self.workload, "seeds": [self.seed], "lower": [{"to": "onnx"}]}

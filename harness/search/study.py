@@ -112,6 +112,7 @@ def _loop(section: SearchSection, lab: Lab, run_id: str, progress: Progress) -> 
         round_to=section.space.round_to,
         batches=section.estimate.calibration_batches,
         points=section.estimate.points,
+        dtypes=section.space.dtypes,
     )
     domain = space.domain(Graph(found, pruner.groups, workload.image_shape))
     split = held_out(workload, lab.cache_dir)

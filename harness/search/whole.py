@@ -190,7 +190,7 @@ class Whole:
             key=one.key,
             stage=stage,
             reward=one.reward,
-            accuracy=made.accuracy,
+            accuracy=made.accuracy_as(told.dtype),
             fine_tuned=fine_tuned,
             predicted=total_of(cost, one.key),
             layers_sum=total,
@@ -198,6 +198,7 @@ class Whole:
             low=value[1],
             high=value[2],
             why=told.why,
+            dtype=told.dtype,
         )
 
 
