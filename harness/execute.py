@@ -249,7 +249,7 @@ class _Execution:
         queue = deque((job, False) for job in jobs)
         recorded: Session | None = None
         async with _leased(self._lab, name) as lease:
-            connection = _Connection(board, lease)
+            connection = _Connection(board, lease, self._progress.log)
             try:
                 while queue:
                     job, again = queue.popleft()
@@ -371,25 +371,40 @@ class _BoardGoneError(Exception):
 
 
 class _Connection:
-    """One session at a time with a leased board; a dropped one is opened anew when needed."""
+    """One session at a time with a leased board; a dropped one is opened anew when needed.
 
-    def __init__(self, board: Board, lease: Lease) -> None:
+    The ladder of a board that does not answer: connect again, which starts its agent anew; then
+    cut its power, where it has a switch; then give it up.
+    """
+
+    def __init__(self, board: Board, lease: Lease, say: Callable[[str], None]) -> None:
         self._board = board
         self._lease = lease
+        self._say = say
         self._session: Session | None = None
 
     async def session(self) -> Session:
         last: InfrastructureError | None = None
-        for _ in range(ATTEMPTS):
+        for attempt in range(ATTEMPTS):
             if self._session is not None:
                 return self._session
             try:
+                if attempt == ATTEMPTS - 1:
+                    await self._power_cycle()
                 self._session = await self._board.open(self._lease)
             except InfrastructureError as error:
                 last = error
+                self._say(f"board {self._board.name} can't be opened: {error.message}")
         if self._session is None:
             raise _BoardGoneError(str(last))
         return self._session
+
+    async def _power_cycle(self) -> None:
+        from flatsat.targets.board import Powered
+
+        if isinstance(self._board, Powered):
+            self._say(f"board {self._board.name}: cutting its power")
+            await self._board.power_cycle(self._lease)
 
     async def drop(self) -> None:
         session, self._session = self._session, None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from flatsat.canonical import sha256_json
 from flatsat.errors import InfrastructureError
@@ -140,4 +140,16 @@ class Board(Protocol):
         Raises:
             LinkDown: it can't be reached, or its agent does not start.
             BoardRefused: the lease is over, or another agent holds the board.
+        """
+
+
+@runtime_checkable
+class Powered(Protocol):
+    """A board with a power switch that can be reached from here."""
+
+    async def power_cycle(self, lease: Lease) -> None:
+        """Cut the power and give it back; the board may take a while to come up after it.
+
+        Raises:
+            LinkDown: the switch can't be reached.
         """

@@ -58,6 +58,7 @@ class ScriptedBoard:
     name: str = "fake"
     kind: str = "scripted"
     time_kind: TimeKind = TimeKind.WALL
+    meter: str = "none"
 
     async def open(self, lease: Lease) -> ScriptedSession:
         self.opened += 1
@@ -65,6 +66,22 @@ class ScriptedBoard:
         if error is not None:
             raise error
         return ScriptedSession(self)
+
+
+@dataclass
+class SwitchedBoard(ScriptedBoard):
+    """Comes up only after its power was cut."""
+
+    cycles: int = 0
+
+    async def open(self, lease: Lease) -> ScriptedSession:
+        if not self.cycles:
+            self.opened += 1
+            raise LinkDown("it hangs")
+        return await super().open(lease)
+
+    async def power_cycle(self, lease: Lease) -> None:
+        self.cycles += 1
 
 
 @dataclass(frozen=True)
@@ -237,3 +254,10 @@ def test_accuracy_is_judged_from_raw_outputs(run: Run) -> None:
 )
 def test_reuse_policies(policy: str, earliest: str | None) -> None:
     assert earliest_reuse_utc(policy, "2026-01-08T00:00:00+00:00") == earliest
+
+
+def test_a_board_that_hangs_is_power_cycled_once_and_the_run_goes_on(run: Run) -> None:
+    board = SwitchedBoard()
+    tally, _ = run(board)
+    assert (tally.measured, board.cycles, board.opened) == (2, 1, 3)
+    assert not tally.quarantined
