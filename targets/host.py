@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from flatsat.targets.board import LinkDown
 from flatsat.targets.links import PipeLink
 from flatsat.targets.provision import write_agent
 from flatsat.targets.session import AgentSession, open_session
+from flatsat.targets.wheels import host_sites
 from flatsat.units import TimeKind
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from flatsat.targets.board import Lease
+    from flatsat.targets.wheels import SiteProvider
 
 
 @dataclass(frozen=True)
@@ -51,4 +53,17 @@ class HostBoard:
         argv = [self.python, str(agent), "--store", str(store)]
         for runtime, folder in self.sites.items():
             argv += ["--site", f"{runtime}={folder}"]
-        return await open_session(PipeLink(argv), lease, kind=self.kind, time_kind=self.time_kind)
+        return await open_session(
+            PipeLink(argv),
+            lease,
+            kind=self.kind,
+            time_kind=self.time_kind,
+            sites=self._provider(),
+        )
+
+    def _provider(self) -> SiteProvider | None:
+        """Return what gives FlatSat's own Python its runtimes; another one uses what it has."""
+        if self.python != sys.executable:
+            return None
+        provider = host_sites()
+        return replace(provider, runtimes=provider.runtimes - self.sites.keys())

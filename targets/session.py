@@ -29,17 +29,20 @@ from flatsat.targets.agent.frames import PACKED, Message, Peer, Type
 from flatsat.targets.board import BoardIdentity, BoardRefused, Lease, LinkDown
 from flatsat.targets.health import degraded, health_from_json
 from flatsat.targets.links import Link, LinkTimeout
+from flatsat.targets.provisioning import Provisioning
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
     from pathlib import Path
 
+    from flatsat.targets.wheels import Site, SiteProvider
     from flatsat.units import TimeKind
 
 PROTOCOL = 1
 _OPEN_S = 60.0
 _ANSWER_S = 30.0
 _GRACE_S = 30.0
+_UNPACK_S = 900.0
 _PING_S = 10.0
 _SLOWEST_BYTES_PER_S = 8_000
 _CHUNK = 60 << 10
@@ -50,9 +53,17 @@ _MULTI_PROCESS = (JobKind.LATENCY, JobKind.FAULTS)
 class AgentSession:
     """A board in use, through the agent at the other end of a link. Made by `open_session`."""
 
-    def __init__(self, link: Link, lease: Lease, time_kind: TimeKind, grace_s: float) -> None:
+    def __init__(
+        self,
+        link: Link,
+        lease: Lease,
+        time_kind: TimeKind,
+        grace_s: float,
+        sites: SiteProvider | None = None,
+    ) -> None:
         self._link = link
         self._grace_s = grace_s
+        self._provisioning = Provisioning(sites)
         self._peer = Peer(lease.epoch)
         self._time_kind = time_kind
         self._inbox: list[Message] = []
@@ -153,10 +164,43 @@ class AgentSession:
             raise self._broken("the bytes that came are not those that the agent announced")
         return bytes(data)
 
+    # Runtimes.
+
+    async def install(self, site: Site) -> None:
+        """Have a runtime on the board and let jobs use it; its wheels go over if it is not there.
+
+        Raises:
+            LinkDown: the link or the agent is gone; asking again goes on where this broke off.
+            BoardRefused: the board can't take it, for example because its disk is full.
+            DataError: a wheel is not what it was.
+        """
+        wheels = dict(zip(site.sha256, site.wheels, strict=True))
+        try:
+            await self._ask_to_install(site.runtime, site.name, wheels)
+        except BoardRefused as error:
+            if error.fault.code != "no-blob":
+                raise
+            for sha256, path in wheels.items():
+                await self.put(sha256, path)
+            await self._ask_to_install(site.runtime, site.name, wheels)
+
+    async def use_installed(self, runtime: str, name: str) -> None:
+        """Let jobs use a site that is on the board. Raises LinkDown or BoardRefused."""
+        await self._ask_to_install(runtime, name, {})
+
+    async def _ask_to_install(self, runtime: str, name: str, wheels: Mapping[str, Path]) -> None:
+        files = [{"sha256": sha256, "file": path.name} for sha256, path in wheels.items()]
+        async with self._turn():
+            await self._send(Type.INSTALL, {"runtime": runtime, "name": name, "wheels": files})
+            await self._expect(Type.INSTALLED, _UNPACK_S)
+
     # Jobs.
 
     async def run(self, job_id: str, spec: JobSpec) -> Outcome:
-        """Do a job and return what became of it."""
+        """Do a job, after its runtime was provided; return what became of it."""
+        unprovided = await self._provisioning.provide(spec.runtime, self)
+        if unprovided is not None:
+            return Failed(unprovided)
         processes = spec.plan.processes if spec.kind in _MULTI_PROCESS else 1
         deadline = time.monotonic() + processes * (spec.plan.deadline_s + self._grace_s)
         async with self._turn():
@@ -353,6 +397,7 @@ async def open_session(
     time_kind: TimeKind,
     grace_s: float = _GRACE_S,
     facts: Mapping[str, object] | None = None,
+    sites: SiteProvider | None = None,
 ) -> AgentSession:
     """Start the agent behind `link`, greet it under the lease, and return the session.
 
@@ -365,12 +410,13 @@ async def open_session(
             clock. Then the agent is told to cancel the job, and given up after as long again.
         facts: what this side knows of the board and its agent can't, such as the emulator's
             version; part of the board's identity where `IDENTITY_FIELDS` lists it.
+        sites: gives the board the runtimes that jobs need; None leaves that to its own Python.
 
     Raises:
         LinkDown: the agent does not start or does not answer.
         BoardRefused: the lease is over, or another agent holds the board.
     """
-    session = AgentSession(link, lease, time_kind, grace_s)
+    session = AgentSession(link, lease, time_kind, grace_s, sites)
     try:
         await session.greet(lease.board, kind, facts or {})
     except BaseException:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 from flatsat.cache import default_cache_dir
 from flatsat.canonical import sha256_file, sha256_json
@@ -70,6 +70,23 @@ class Site:
     sha256: tuple[str, ...]
 
 
+class SiteProvider(Protocol):
+    """Knows which runtimes a board is to be given, and has their wheels."""
+
+    def site(self, runtime: str, interpreter: Interpreter) -> Site | None:
+        """Return the site of a runtime, or None if the board's own Python is to have it.
+
+        May download, so that it takes its time.
+
+        Raises:
+            NoWheel, InfrastructureError: see `site_for`.
+        """
+
+
+class NoWheel(InfrastructureError):  # noqa: N818
+    """Nobody has built this runtime for that interpreter."""
+
+
 @dataclass(frozen=True)
 class _Needs:
     """What is downloaded for a runtime, the runtime itself first, and about how much that is.
@@ -90,6 +107,44 @@ _NEEDS: Mapping[str, _Needs] = MappingProxyType(
         "tflite-runtime": _Needs(("tflite-runtime==2.14.0", "numpy<2"), 21_000_000),
     }
 )
+
+
+@dataclass(frozen=True)
+class Wheels:
+    """Gives a board every runtime that wheels are known for.
+
+    Attributes:
+        runtimes: the ones that are given; others are left to the board's own Python.
+        cache_dir: see `site_for`.
+        progress: see `site_for`.
+    """
+
+    runtimes: frozenset[str] = frozenset(_NEEDS)
+    cache_dir: Path | None = None
+    progress: Progress | None = None
+
+    def site(self, runtime: str, interpreter: Interpreter) -> Site | None:
+        """Return the site of a runtime, or None. Raises NoWheel or InfrastructureError."""
+        if runtime not in self.runtimes:
+            return None
+        return site_for(runtime, interpreter, cache_dir=self.cache_dir, progress=self.progress)
+
+
+def host_sites(cache_dir: Path | None = None) -> Wheels:
+    """Return what board `host` is given: tflite-runtime, whose NumPy is older than FlatSat's own.
+
+    The other runtimes come from the environment that FlatSat runs in.
+    """
+    return Wheels(frozenset({"tflite-runtime"}), cache_dir)
+
+
+def interpreter_of(welcome: Mapping[str, Any]) -> Interpreter:
+    """Return the interpreter of an agent from its greeting."""
+    major, minor = str(welcome["python"]).split(".")[:2]
+    glibc = welcome.get("glibc") or (0, 0)
+    return Interpreter(
+        (int(major), int(minor)), str(welcome["arch"]), (int(glibc[0]), int(glibc[1]))
+    )
 
 
 def host_interpreter() -> Interpreter:
@@ -139,7 +194,8 @@ def site_for(
 
     Raises:
         ConfigError: nobody knows the runtime.
-        InfrastructureError: there is no wheel for that interpreter, no network, no pip, or no room.
+        NoWheel: nobody has built the runtime for that interpreter.
+        InfrastructureError: there is no network, no pip, or no room.
     """
     needs = _NEEDS.get(runtime)
     if needs is None:
@@ -147,7 +203,7 @@ def site_for(
             f"no wheels are known for runtime {runtime!r}", hint="known: " + ", ".join(_NEEDS)
         )
     if interpreter.glibc < _OLDEST_GLIBC:
-        raise InfrastructureError(
+        raise NoWheel(
             f"there are no wheels of {runtime} for {interpreter} with its C library",
             hint="install the runtime there, and name its Python in the board's settings",
         )
@@ -188,7 +244,7 @@ def unpack_site(site: Site, folder: Path) -> None:
     """
     about = {"runtime": site.runtime, "name": site.name}
     try:
-        sites.unpack([str(wheel) for wheel in site.wheels], str(folder), about)
+        sites.unpack([(w.name, str(w)) for w in site.wheels], str(folder), about)
     except sites.SiteError as error:
         raise InfrastructureError(
             f"can't unpack {site.name}: {error}", hint=f"remove {site.wheels[0].parent} to renew it"
@@ -305,7 +361,7 @@ def _refused(text: str, runtime: str, interpreter: Interpreter) -> Infrastructur
         )
     if missing := _NO_WHEEL.search(text):
         glibc = ".".join(map(str, interpreter.glibc))
-        return InfrastructureError(
+        return NoWheel(
             f"{runtime} has no wheel for {interpreter} with glibc {glibc}"
             f" (looked for {missing[1]})",
             hint="choose another runtime or another Python there;"

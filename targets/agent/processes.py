@@ -279,6 +279,14 @@ class Launcher:
             self._templates[runtime] = _Template(self, runtime, order["stderr"] + ".template")
         return self._templates[runtime]
 
+    def use_site(self, runtime: str, folder: str) -> None:
+        """Let a runtime's modules be found in `folder` from now on."""
+        if self._sites.get(runtime) != folder:
+            self._sites[runtime] = folder
+            template = self._templates.pop(runtime, None)
+            if template is not None:
+                template.close()
+
     def forget_templates(self) -> None:
         """End the templates; the next fork starts a new one."""
         for template in self._templates.values():

@@ -11,17 +11,20 @@ import re
 import shutil
 import zipfile
 import zlib
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Collection, Dict, List, Optional, Sequence, Tuple
 
 MARKER = ".complete"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,127}")
 _PIECE = 1 << 20
+_BLOCK = 4096
 _NEVER_IMPORTED = re.compile(
     r"numpy/(.*/)?tests/|.*\.pyi$|.*\.data/(scripts|headers|data)/"
     r"|onnxruntime/(tools|transformers|quantization)/"
     r"|ai_edge_litert/(tools|vendors|aot)/|ai_edge_litert/libLiteRtWebGpuAccelerator\.so$"
 )
 """Members that no inference imports; together they are a third of the bytes on the disk."""
+Wheel = Tuple[str, str]
+"""A wheel's file name, and where its bytes lie."""
 _INSTALLED = re.compile(r"[^/]+\.data/(?:pure|plat)lib/")
 
 
@@ -61,32 +64,33 @@ def _members(archive: zipfile.ZipFile, file: str) -> List[Tuple[zipfile.ZipInfo,
     return chosen
 
 
-def size_bytes(wheels: Sequence[str]) -> int:
-    """Return how many bytes the site of these wheels takes, without the file system's own.
+def size_bytes(wheels: Sequence[Wheel]) -> int:
+    """Return how many bytes the site of these wheels takes, rounded up to blocks.
 
     Raises:
         SiteError: ("bad-wheel") one is no wheel.
         OSError: one can't be read.
     """
     total = 0
-    for wheel in wheels:
-        with _opened(wheel) as archive:
-            total += sum(info.file_size for info, _ in _members(archive, os.path.basename(wheel)))
+    for file, path in wheels:
+        with _opened(file, path) as archive:
+            for info, _ in _members(archive, file):
+                total += -(-info.file_size // _BLOCK) * _BLOCK
     return total
 
 
-def _opened(wheel: str) -> zipfile.ZipFile:
+def _opened(file: str, path: str) -> zipfile.ZipFile:
     try:
-        return zipfile.ZipFile(wheel)
+        return zipfile.ZipFile(path)
     except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
-        raise SiteError("bad-wheel", "%s: %s" % (os.path.basename(wheel), error)) from error
+        raise SiteError("bad-wheel", "%s: %s" % (file, error)) from error
 
 
-def unpack(wheels: Sequence[str], folder: str, about: Dict[str, Any]) -> None:
+def unpack(wheels: Sequence[Wheel], folder: str, about: Dict[str, Any]) -> None:
     """Make the site `folder` from wheels, in one step from not there to whole.
 
     Args:
-        wheels: their paths.
+        wheels: names and paths.
         folder: the site; a damaged one that is there is replaced.
         about: JSON-able facts for its marker, such as runtime and name.
 
@@ -99,8 +103,8 @@ def unpack(wheels: Sequence[str], folder: str, about: Dict[str, Any]) -> None:
     shutil.rmtree(fresh, ignore_errors=True)
     os.makedirs(fresh, mode=0o755)
     try:
-        for wheel in wheels:
-            _unpack_one(wheel, fresh)
+        for file, path in wheels:
+            _unpack_one(file, path, fresh)
         files, total = _count(fresh)
         # The marker must not reach the disk before what it vouches for.
         os.sync()
@@ -115,17 +119,16 @@ def unpack(wheels: Sequence[str], folder: str, about: Dict[str, Any]) -> None:
         raise
 
 
-def _unpack_one(wheel: str, folder: str) -> None:
-    name = os.path.basename(wheel)
-    with _opened(wheel) as archive:
-        for info, path in _members(archive, name):
+def _unpack_one(file: str, wheel: str, folder: str) -> None:
+    with _opened(file, wheel) as archive:
+        for info, path in _members(archive, file):
             target = os.path.join(folder, path)
             os.makedirs(os.path.dirname(target), mode=0o755, exist_ok=True)
             try:
                 with archive.open(info) as source, open(target, "wb") as stream:
                     shutil.copyfileobj(source, stream, _PIECE)
             except (zipfile.BadZipFile, EOFError, zlib.error, NotImplementedError) as error:
-                raise SiteError("bad-wheel", "%s: %s: %s" % (name, path, error)) from error
+                raise SiteError("bad-wheel", "%s: %s: %s" % (file, path, error)) from error
 
 
 def _count(folder: str) -> Tuple[int, int]:
@@ -157,3 +160,69 @@ def is_whole(folder: str) -> bool:
         return about is not None and _count(folder) == (about.get("files"), about.get("bytes"))
     except OSError:
         return False
+
+
+class Shelf:
+    """The sites of one board, under one root.
+
+    Args:
+        root: their folder; made when the first site is.
+    """
+
+    def __init__(self, root: str) -> None:
+        self._root = root
+        self._whole: Dict[str, bool] = {}
+
+    def path(self, name: str) -> str:
+        """Return where a site lies, whether it is there or not."""
+        return os.path.join(self._root, check_name(name))
+
+    def names(self) -> List[str]:
+        """Return the sites that were unpacked to their end."""
+        return [name for _, name in sorted(self._by_age(), reverse=True)]
+
+    def _by_age(self) -> List[Tuple[float, str]]:
+        found = []
+        for name in self._entries():
+            marker = os.path.join(self._root, name, MARKER)
+            if not name.startswith(".") and os.path.exists(marker):
+                found.append((os.path.getmtime(marker), name))
+        return sorted(found)
+
+    def _entries(self) -> List[str]:
+        return os.listdir(self._root) if os.path.isdir(self._root) else []
+
+    def has(self, name: str) -> bool:
+        """Return whether a site is here and whole; its files are looked at once per agent."""
+        if not self._whole.get(name):
+            self._whole[name] = is_whole(self.path(name))
+        return self._whole[name]
+
+    def touch(self, name: str) -> None:
+        """Note that a site is used."""
+        os.utime(os.path.join(self.path(name), MARKER))
+
+    def droppable_bytes(self, keep: Collection[str]) -> int:
+        """Return what the sites but those in `keep` take."""
+        names = [name for name in self.names() if name not in keep]
+        return sum(int((read_marker(self.path(name)) or {}).get("bytes", 0)) for name in names)
+
+    def drop_oldest(
+        self, needed_bytes: int, keep: Collection[str], free: Callable[[], int]
+    ) -> None:
+        """Remove what was longest unused until so much is free, but for the sites in `keep`."""
+        for _, name in self._by_age():
+            if free() >= needed_bytes:
+                return
+            if name not in keep:
+                self._whole.pop(name, None)
+                # The marker goes first: what is left of a removal cut short is no site.
+                os.unlink(os.path.join(self.path(name), MARKER))
+                shutil.rmtree(self.path(name), ignore_errors=True)
+
+    def sweep(self) -> None:
+        """Remove what an agent left that was killed while it unpacked or removed a site."""
+        for name in self._entries():
+            path = os.path.join(self._root, name)
+            if not os.path.exists(os.path.join(path, MARKER)):
+                shutil.rmtree(path, ignore_errors=True)

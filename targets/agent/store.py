@@ -8,7 +8,9 @@ import os
 import re
 import shutil
 import time
-from typing import IO, Optional, Set, Tuple
+from typing import IO, Collection, List, Optional, Set, Tuple
+
+from .sites import Shelf
 
 _SHA = re.compile(r"[0-9a-f]{64}")
 _PIECE = 1 << 20
@@ -54,6 +56,7 @@ class Store:
         self._blobs = os.path.join(self.root, "blobs")
         self._partial = os.path.join(self.root, "partial")
         self.work = os.path.join(self.root, "work")
+        self.sites = Shelf(os.path.join(self.root, "sites"))
         self._checked: Set[str] = set()
         self._lock: Optional[IO[str]] = None
         for folder in (self._blobs, self._partial):
@@ -66,10 +69,11 @@ class Store:
     def has(self, sha: str) -> bool:
         """Return whether the blob is here and whole; its bytes are hashed once per agent."""
         path = self.path(sha)
-        if sha in self._checked:
-            return os.path.exists(path)
         try:
+            # Its age is that of its last use.
             os.utime(path)
+            if sha in self._checked:
+                return True
             whole = digest_of(path) == sha
         except OSError:
             return False
@@ -136,17 +140,44 @@ class Store:
         """Return the room that is left on this disk."""
         return shutil.disk_usage(self.root).free
 
+    def drop(self, sha: str) -> None:
+        """Remove a blob, if it is here."""
+        if os.path.exists(self.path(sha)):
+            os.unlink(self.path(sha))
+
+    def droppable_bytes(self, keep: Collection[str]) -> int:
+        """Return what blobs and unfinished transfers but those in `keep` take."""
+        entries = self._by_age(self._partial) + self._by_age(self._blobs)
+        return sum(size for _, size, name in entries if name not in keep)
+
+    def drop_oldest(self, needed_bytes: int, keep: Collection[str]) -> None:
+        """Remove unfinished transfers, then blobs, the oldest first, until so much is free.
+
+        Those in `keep` stay.
+        """
+        for folder in (self._partial, self._blobs):
+            for _, _, name in self._by_age(folder):
+                if self.free_bytes() >= needed_bytes:
+                    return
+                if name not in keep:
+                    os.unlink(os.path.join(folder, name))
+
+    def _by_age(self, folder: str) -> List[Tuple[float, int, str]]:
+        """Return time of last use, size and name of a folder's files, the oldest first."""
+        entries = []
+        for name in os.listdir(folder):
+            status = os.stat(os.path.join(folder, name))
+            entries.append((status.st_mtime, status.st_size, name))
+        return sorted(entries)
+
     def prune(self, keep_bytes: int = _KEPT_BYTES) -> None:
         """Drop the blobs that were longest not used beyond `keep_bytes`, or beyond half the disk.
 
         Transfers that nobody went on with for a week go, too.
         """
-        entries = []
-        for name in os.listdir(self._blobs):
-            status = os.stat(os.path.join(self._blobs, name))
-            entries.append((status.st_mtime, status.st_size, name))
+        entries = self._by_age(self._blobs)
         left = min(keep_bytes, (sum(entry[1] for entry in entries) + self.free_bytes()) // 2)
-        for _, size, name in sorted(entries, reverse=True):
+        for _, size, name in reversed(entries):
             left -= size
             if left < 0:
                 os.unlink(os.path.join(self._blobs, name))

@@ -16,18 +16,18 @@ from typing import TYPE_CHECKING, Any, Callable, Dict, List, Mapping, Optional, 
 
 from . import facts
 from .faults import AgentFault
-from .frames import MAX_MESSAGE, PACKED, Message, Peer, Type
+from .files import Files
+from .frames import Message, Peer, Type
 from .jobs import KINDS, Answer, Jobs, disk_fault
 from .line import Line, SessionEnd
-from .store import Store, StoreError, check_sha
+from .sites import SiteError
+from .store import Store, StoreError
 
 if TYPE_CHECKING:
     from .processes import Child, Exit, Launcher
 
 PROTOCOL = 1
-_CHUNK = 32 << 10
 _KEPT_ANSWERS = 16
-_SPARE_BYTES = 16 << 20
 _KILLED_S = 3600.0
 _PR_SET_PDEATHSIG = 1
 
@@ -54,18 +54,19 @@ class Supervisor:
         self._jobs = Jobs(
             store, launcher, lambda about: self._send_json(Type.STARTED, about), self._watch
         )
+        self._files = Files(store, launcher, self._send)
         self._peer = Peer()
         self._greeted = False
         self._answers: Dict[str, Answer] = {}
-        self._expected: Dict[str, int] = {}
         self._queue: List[Message] = []
         self._child: Optional[Child] = None
         self._parent = os.getppid()
         self._handlers: Dict[int, Callable[[Message], None]] = {
             Type.HELLO: self._hello,
-            Type.HAVE: self._have,
-            Type.CHUNK: self._chunk,
-            Type.NEED: self._need,
+            Type.HAVE: self._files.have,
+            Type.CHUNK: self._files.chunk,
+            Type.NEED: self._files.need,
+            Type.INSTALL: self._files.install,
             Type.RUN: self._run,
             Type.PING: self._ping,
             Type.BYE: self._bye,
@@ -135,7 +136,7 @@ class Supervisor:
             handler(message)
         except AgentFault as fault:
             self._send_fault(fault)
-        except StoreError as error:
+        except (StoreError, SiteError) as error:
             self._send_fault(AgentFault("harness", error.code, str(error)))
         except OSError as error:
             self._send_fault(disk_fault(error))
@@ -157,6 +158,7 @@ class Supervisor:
         _take_over(self._store)
         self._store.set_epoch(message.epoch)
         self._store.prune()
+        self._store.sites.sweep()
         self._launcher.seed_hash = hello.get("time_kind") == "virtual"
         self._greeted = True
         self._peer.lost = 0
@@ -167,70 +169,15 @@ class Supervisor:
                 "agent": self._agent,
                 "pid": os.getpid(),
                 "python": facts.python_version(),
+                "arch": facts.python_arch(),
+                "glibc": facts.glibc(),
+                "sites": self._store.sites.names(),
                 "boot_id": facts.boot_id(),
                 "caps": {"kinds": list(KINDS), "isolation": ["spawn", "fork"]},
                 "identity": facts.identity(),
                 "health": facts.health(),
             },
         )
-
-    def _have(self, message: Message) -> None:
-        offer = json.loads(message.payload)
-        sha, size = check_sha(offer["sha256"]), int(offer["size"])
-        if self._store.has(sha):
-            self._send_json(Type.STORED, {"sha256": sha})
-            return
-        offset = self._store.offset(sha, size)
-        if self._store.free_bytes() < size - offset + _SPARE_BYTES:
-            raise AgentFault(
-                "board",
-                "disk-full",
-                "no room for a file of %d bytes in %s" % (size, self._store.root),
-                "free some room there",
-            )
-        self._expected[sha] = size
-        if offset == size:
-            self._finish(sha)
-        else:
-            self._send_json(Type.NEED, {"sha256": sha, "offset": offset})
-
-    def _chunk(self, message: Message) -> None:
-        sha = message.payload[:32].hex()
-        if sha not in self._expected:
-            return
-        offset = int.from_bytes(message.payload[32:40], "little")
-        data = message.payload[40:]
-        try:
-            if message.flags & PACKED:
-                data = zlib.decompressobj().decompress(data, MAX_MESSAGE)
-            have = self._store.append(sha, offset, data)
-        except (OSError, StoreError, zlib.error):
-            # The rest of this transfer is on its way: it is passed over, the host told once.
-            del self._expected[sha]
-            raise
-        if have >= self._expected[sha]:
-            self._finish(sha)
-
-    def _finish(self, sha: str) -> None:
-        del self._expected[sha]
-        if not self._store.finish(sha):
-            raise AgentFault(
-                "board", "blob-corrupt", "the bytes of %s... differ" % sha[:12], transient=True
-            )
-        self._send_json(Type.STORED, {"sha256": sha})
-
-    def _need(self, message: Message) -> None:
-        """Send a file that a worker left, in chunks from the offset that the host names."""
-        wanted = json.loads(message.payload)
-        sha = check_sha(wanted["sha256"])
-        with open(self._store.path(sha), "rb") as stream:
-            offset = stream.seek(int(wanted["offset"]))
-            while True:
-                data = stream.read(_CHUNK)
-                if not data:
-                    return
-                self._send(Type.CHUNK, bytes.fromhex(sha) + offset.to_bytes(8, "little") + data)
-                offset += len(data)
 
     def _ping(self, message: Message) -> None:
         self._send(Type.PONG, message.payload)
@@ -245,6 +192,7 @@ class Supervisor:
         answer = self._answers.get(job_id)
         if answer is None:
             answer = self._jobs.run(job_id, request["spec"])
+            self._files.ran()
         if not answer.transient:
             self._answers[job_id] = answer
             while len(self._answers) > _KEPT_ANSWERS:
