@@ -11,8 +11,11 @@ from typing import TYPE_CHECKING
 
 from flatsat.errors import DataError
 from flatsat.outcome import Failed, Inconclusive
+from flatsat.reports.collect_across import across_boards
+from flatsat.reports.collect_board import capability
+from flatsat.reports.collect_energy import spent
 from flatsat.reports.collect_search import search_from_note
-from flatsat.reports.collect_sections import sections
+from flatsat.reports.collect_sections import Beside, sections
 from flatsat.reports.known import Known, known
 from flatsat.reports.model import (
     CandidateReport,
@@ -28,6 +31,7 @@ from flatsat.units import SystemClock
 
 if TYPE_CHECKING:
     from flatsat.reports.comparison import Comparison
+    from flatsat.reports.model_board import CapabilityReport
     from flatsat.reports.model_search import SearchReport
     from flatsat.reports.rows import CandidateRow, OutcomeRow, RunRow, Store
     from flatsat.units import Clock
@@ -35,6 +39,8 @@ if TYPE_CHECKING:
 _MARGIN = 0.01
 _THRESHOLD = 0.02
 _NOBODY = "unknown artifact"
+_WITHOUT = {"capability": "the board itself", "faults": "the board itself"}
+"""Whom a failed job of a kind is about that belongs to no candidate."""
 
 
 def collect(
@@ -62,6 +68,7 @@ def collect(
     notes = store.notes(run_id)
     candidates = store.candidates(run_id)
     latencies = store.outcomes(run_id, kind="latency")
+    energies = store.outcomes(run_id, kind="energy")
     others = [
         row for row in store.outcomes(run_id, with_samples=False) if row.job.kind != "latency"
     ]
@@ -81,6 +88,8 @@ def collect(
             except DataError as error:
                 failures.append(_note_failure(key, error))
     title = notes.get("title")
+    beside = Beside(others, store.boards(run_id), spent(energies), _capabilities(store, latencies))
+    measured = sections(artifacts, latencies, beside, margin=margin, threshold=threshold)
     return RunReport(
         run_id=run_id,
         kind=run.kind,
@@ -96,17 +105,26 @@ def collect(
         host_fp=run.host_fp,
         jobs=_jobs(store.counts(run_id).get(run_id, RunCounts())),
         candidates=_candidates(store, candidates),
-        sections=sections(
-            artifacts, latencies, others, store.boards(run_id), margin=margin, threshold=threshold
-        ),
+        sections=measured,
         failures=tuple(failures),
         comparisons=tuple(comparisons),
         search=tuple(searches),
+        boards=across_boards(measured, artifacts),
         regressions=_lines(notes, "regressions"),
         masks=dict(masks or {}),
         versions=_versions(run, rows),
         commands=_commands(run, config),
     )
+
+
+def _capabilities(store: Store, rows: Sequence[OutcomeRow]) -> dict[str, CapabilityReport]:
+    """Return what each board of these outcomes can do, from any run: a board stays the same."""
+    found: dict[str, CapabilityReport] = {}
+    for board_id in dict.fromkeys(row.board_id for row in rows if row.board_id):
+        told = capability(store.outcomes(board=board_id, kind="capability", with_samples=False))
+        if told is not None:
+            found[board_id] = told
+    return found
 
 
 def _jobs(counts: RunCounts) -> JobCounts:
@@ -190,7 +208,7 @@ def _failures(
     found: Counter[FailureReport] = Counter()
     for row in rows:
         held = artifacts.get(row.job.artifact)
-        label = held.label if held is not None else _NOBODY
+        label = held.label if held is not None else _WITHOUT.get(row.job.kind, _NOBODY)
         where = (label, row.job.board_name, row.job.kind)
         if isinstance(row.outcome, Failed):
             fault = row.outcome.fault

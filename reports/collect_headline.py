@@ -12,6 +12,16 @@ if TYPE_CHECKING:
     from flatsat.reports.model import MeasurementReport
 
 
+def smoke_headline() -> Headline:
+    """Return why nothing is ranked by an emulator's real clock."""
+    return Headline(
+        "An emulator's real clock says how busy this computer was: the values show that everything "
+        "runs, and rank nothing",
+        None,
+        shown=False,
+    )
+
+
 def headline(measured: Sequence[MeasurementReport], margin: float) -> Headline:
     """Return the winner of measurements that stand fastest first.
 

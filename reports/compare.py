@@ -18,6 +18,7 @@ from flatsat.outcome import Measured, Samples
 from flatsat.reports import stats
 from flatsat.reports.comparison import Comparison, ComparisonReport, Subject, Verdict
 from flatsat.reports.context import Context, by_context, context, why_nothing
+from flatsat.reports.known import own_name
 from flatsat.reports.rows import AccuracyRow, OutcomeRow, Store
 
 if TYPE_CHECKING:
@@ -43,6 +44,8 @@ _Round: TypeAlias = tuple[str, str, int]
 
 _RSS = "ru_maxrss"
 _SAMPLES = {"latency": "latency_ns", "memory": "rss_bytes", "energy": "energy_nj"}
+# Other jobs time inferences too, but under faults, profilers or meters.
+_JOBS = {"latency": ("latency",), "memory": ("latency",), "energy": ("energy", "latency")}
 _GAIN_LOSS = {
     "latency": (Verdict.FASTER, Verdict.SLOWER),
     "memory": (Verdict.LESS, Verdict.MORE),
@@ -53,8 +56,8 @@ _GAIN_LOSS = {
 def subjects(store: Store, run_id: str) -> dict[str, Subject]:
     """Return what a run measured as subjects by label, in the order of its candidates.
 
-    A label is the candidate's name, with its seed where several candidates bear the name, and the
-    artifact's role where it has several artifacts.
+    A label is the candidate's name, with its seed where several candidates bear the name, and what
+    tells the artifact from others of its candidate.
     """
     rows: dict[str, list[OutcomeRow]] = {}
     for row in store.outcomes(run_id):
@@ -68,8 +71,7 @@ def subjects(store: Store, run_id: str) -> dict[str, Subject]:
             label = candidate.name
             if names.count(candidate.name) > 1 and candidate.seed is not None:
                 label += f" seed {candidate.seed}"
-            if len(artifacts) > 1:
-                label += f" {artifact.role}"
+            label += own_name(artifact, artifacts)
             if label in found:
                 label += f" {artifact.sha256[:8]}"
             found[label] = Subject(label, tuple(rows[artifact.sha256]))
@@ -179,8 +181,12 @@ def _ratios(
     """Return one comparison a common context (or one refusal), and what was left out."""
     if not threshold > 0:
         raise ValueError(f"a threshold must be above 0, not {threshold}")
-    left = by_context(baseline.rows, _SAMPLES[quantity])
-    right = by_context(candidate.rows, _SAMPLES[quantity])
+    left, right = (
+        by_context(
+            [row for row in side.rows if row.job.kind in _JOBS[quantity]], _SAMPLES[quantity]
+        )
+        for side in (baseline, candidate)
+    )
     for side, taken in ((baseline, left), (candidate, right)):
         if not taken:
             why = f"{side.label}: {why_nothing(side.rows, quantity)}"

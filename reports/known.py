@@ -14,11 +14,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Known:
-    """An artifact that was measured, with its candidate and its label."""
+    """An artifact that was measured, with its candidate and its label.
+
+    Attributes:
+        candidate_label: of the candidate alone: its name, with its seed where several bear it.
+    """
 
     candidate: CandidateRow
     artifact: Artifact
     label: str
+    candidate_label: str = ""
 
 
 def known(
@@ -26,9 +31,9 @@ def known(
 ) -> dict[str, Known]:
     """Return the measured artifacts by sha256, in the order of the candidates.
 
-    A label is the candidate's name, with its seed where several candidates bear the name, and the
-    artifact's role where several of its artifacts were measured. An artifact that candidates share
-    stands with the first.
+    A label is the candidate's name, with its seed where several candidates bear the name, and what
+    tells the artifact from others of the candidate that were measured (`own_name`). An artifact
+    that candidates share stands with the first.
     """
     names = Counter(candidate.name for candidate in candidates)
     found: dict[str, Known] = {}
@@ -37,10 +42,21 @@ def known(
         for artifact in artifacts:
             if artifact.sha256 in found:
                 continue
-            label = candidate.name
+            name = candidate.name
             if names[candidate.name] > 1 and candidate.seed is not None:
-                label += f" seed {candidate.seed}"
-            if len(artifacts) > 1:
-                label += f" {artifact.role}"
-            found[artifact.sha256] = Known(candidate, artifact, label)
+                name += f" seed {candidate.seed}"
+            label = name + own_name(artifact, artifacts)
+            found[artifact.sha256] = Known(candidate, artifact, label, name)
     return found
+
+
+def own_name(artifact: Artifact, all_of_candidate: Sequence[Artifact]) -> str:
+    """Return what tells an artifact from others of its candidate: " float", " tflite int8", or "".
+
+    A format is named for those that aren't ONNX, beside others that are.
+    """
+    if len(all_of_candidate) < 2:
+        return ""
+    formats = {other.format for other in all_of_candidate}
+    other = len(formats) > 1 and artifact.format != "onnx"
+    return f" {artifact.format} {artifact.role}" if other else f" {artifact.role}"

@@ -4,19 +4,31 @@ Durations are nanoseconds and stand in a `BoardSection`, which has one clock: wa
 never meet in one ranking or on one axis. A quantity that could not be had is None, with the reason
 beside it.
 
-What a search writes as the run's note "search" stands in `model_search`.
+What a search writes as the run's note "search" stands in `model_search`, what is known of a board
+and of counted events in `model_board`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from statistics import median
 from typing import TYPE_CHECKING
+
+from flatsat.units import TimeKind
 
 if TYPE_CHECKING:
     from flatsat.reports.comparison import Comparison
+    from flatsat.reports.model_board import (
+        BoardsReport,
+        CapabilityReport,
+        EnergyReport,
+        EventsReport,
+        RooflinePoint,
+        RuntimesReport,
+        WeightsFit,
+    )
     from flatsat.reports.model_search import SearchReport
-    from flatsat.units import TimeKind
 
 # The cumulative shares at which a process's latencies are kept for drawing.
 DRAWN_QUANTILES = (
@@ -137,6 +149,7 @@ class MeasurementReport:
         p10_ns ... p99_ns: pooled over processes, interval by hierarchical bootstrap.
         steady: processes that reached the steady state, of `processes`; None: not asked for.
         load_ns: median time to load the model.
+        versus_float: of an int8 file, against the float file of the same network.
         pareto: no other of the section is both as accurate and as fast, and better in one.
     """
 
@@ -169,7 +182,21 @@ class MeasurementReport:
     agreement: AgreementReport | None = None
     versus_reference: RatioReport | None = None
     versus_equal_macs: RatioReport | None = None
+    versus_float: RatioReport | None = None
+    energy: EnergyReport | None = None
+    events: EventsReport | None = None
+    fit: WeightsFit | None = None
+    roofline: RooflinePoint | None = None
     pareto: bool = False
+
+    @property
+    def spread(self) -> float | None:
+        """(Highest - lowest) / middle of the processes' medians; None below two processes."""
+        medians = sorted(t.quantiles_ns[DRAWN_QUANTILES.index(0.5)] for t in self.traces)
+        middle = median(medians) if medians else 0.0
+        if len(medians) < 2 or middle == 0:
+            return None
+        return (medians[-1] - medians[0]) / middle
 
 
 @dataclass(frozen=True)
@@ -177,7 +204,7 @@ class ProxyReport:
     """How well a figure from the drawing board ranks candidates as the board's clock does.
 
     Attributes:
-        proxy: "parameters", "non-zeros", "MACs" or "file size".
+        proxy: "parameters", "non-zeros", "MACs", "file size", "memory traffic", "modelled energy".
         rho: Spearman's rank correlation with median latency, with interval.
         points: (label, proxy value, p50 ns) of each measurement.
         worst: (label that the proxy prefers, label that is faster, how many times the proxy
@@ -199,6 +226,8 @@ class TrustReport:
         load1_max: highest 1-minute load seen before or after a job, None where not told.
         cores: of the board, None where not told.
         governors, throttled, temp_c_max: as the board tells.
+        spread: on a virtual clock the widest of the measurements' `spread`, which is the evidence
+            that values repeat there; None on other clocks, and below two processes.
     """
 
     steady: int
@@ -208,6 +237,7 @@ class TrustReport:
     governors: tuple[str, ...] = ()
     throttled: bool = False
     temp_c_max: float | None = None
+    spread: float | None = None
 
     @property
     def crowded(self) -> bool | None:
@@ -244,6 +274,10 @@ class BoardSection:
         facts: (what, value) of the board: CPU, kernel, versions, ...
         measurements: fastest first.
         margin: accuracy loss, in [0, 1], that counts as none.
+        smoke: timed by the real clock of an emulator: shows that it runs, measures no board, and
+            ranks nothing.
+        capability: what the board can do, None where it was not asked.
+        runtimes: networks that several runtimes ran, None without any.
     """
 
     workload: str
@@ -257,6 +291,19 @@ class BoardSection:
     trust: TrustReport
     headline: Headline
     margin: float
+    smoke: bool = False
+    capability: CapabilityReport | None = None
+    runtimes: RuntimesReport | None = None
+
+    @property
+    def virtual(self) -> bool:
+        """Whether its durations are counted instructions."""
+        return self.clock is TimeKind.VIRTUAL
+
+    @property
+    def several_dtypes(self) -> bool:
+        """Whether float and narrower files stand side by side."""
+        return len({m.precision for m in self.measurements}) > 1
 
     def find(self, label: str | None) -> MeasurementReport | None:
         """Return the measurement of that label, or None."""
@@ -370,6 +417,7 @@ class RunReport:
         config: the configuration as text.
         versions: (name, version) of FlatSat and of what it stands on.
         commands: what to type to do it again.
+        boards: the same files on several boards, one clock and workload each.
         regressions: what the run's gate found worse than its baseline, one line each.
         masks: by candidate_id.
     """
@@ -392,6 +440,7 @@ class RunReport:
     failures: tuple[FailureReport, ...] = ()
     comparisons: tuple[Comparison, ...] = ()
     search: tuple[SearchReport, ...] = ()
+    boards: tuple[BoardsReport, ...] = ()
     regressions: tuple[str, ...] = ()
     masks: Mapping[str, MaskPicture] = field(default_factory=dict)
     versions: tuple[tuple[str, str], ...] = ()

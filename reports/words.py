@@ -6,11 +6,14 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from flatsat.reports.model import Estimate
 
 MINUS = "\u2212"
 CROSS = "\u00d7"
 _TIMES = ((1e9, "s"), (1e6, "ms"), (1e3, "µs"), (1.0, "ns"))
+_ENERGIES = ((1e9, "J"), (1e6, "mJ"), (1e3, "µJ"), (1.0, "nJ"), (1e-3, "pJ"))
 _BYTES = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "B"))
 _COUNTS = ((1e9, "\u00a0G"), (1e6, "\u00a0M"), (1e3, "\u00a0k"), (1.0, ""))
 NONE = "\u2013"  # an en dash
@@ -44,6 +47,26 @@ def time_unit(ns: float) -> tuple[float, str]:
 def duration(ns: float | None) -> str:
     """Return a duration given in nanoseconds: "118 µs", "1.24 ms"."""
     return NONE if ns is None else _scaled(ns, _TIMES, "\u00a0")
+
+
+def energy(nj: float | None) -> str:
+    """Return an energy given in nanojoules: "431 nJ", "22.8 µJ"."""
+    return NONE if nj is None else _scaled(nj, _ENERGIES, "\u00a0")
+
+
+def energy_unit(nj: float) -> tuple[float, str]:
+    """Return (nanojoules in it, its name) of the unit that suits an energy."""
+    return next((s for s in _ENERGIES if abs(nj) >= 0.9995 * s[0]), _ENERGIES[-1])
+
+
+def fine_percent(share: float | None) -> str:
+    """Return a small share as a percentage with two figures: "0.0052 %", "12 %"; 0 stays "0 %"."""
+    return NONE if share is None else f"{figures(100 * share, 2)}\u00a0%"
+
+
+def listed(names: Sequence[str]) -> str:
+    """Return names in a row: "a", "a and b", "a, b and c"."""
+    return " and ".join(part for part in (", ".join(names[:-1]), *names[-1:]) if part)
 
 
 def size(count: float | None) -> str:
