@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import datetime
 import re
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flatsat.canonical import canonical_json, sha256_json
 from flatsat.errors import ConfigError, DataError, InfrastructureError
+from flatsat.harness.boards_in_use import (
+    ATTEMPTS,
+    BoardGoneError,
+    Connection,
+    by_machine,
+    leased,
+)
 from flatsat.harness.plan import PlannedJob, expected_s
 from flatsat.jobspec import JobKind, reuse_key
 from flatsat.outcome import Failed, Fault, Measured, Outcome, Owner
@@ -26,13 +32,10 @@ if TYPE_CHECKING:
 
     from flatsat.harness.lab import Lab
     from flatsat.reports.rows import Store
-    from flatsat.targets.board import Board, Lease, Session
+    from flatsat.targets.board import Session
 
-ATTEMPTS = 3
-"""How often one job is tried when the board or its link is at fault."""
 BOARD_FAULTS_TO_QUARANTINE = 3
 """After so many jobs in a row that ended in a board fault, a board gets no more jobs."""
-LEASE_WAIT_S = 3600.0
 PUBLISH_EVERY_S = 3.0
 
 
@@ -147,7 +150,10 @@ def execute(
     publish: Callable[[], None] | None = None,
     clock: Clock | None = None,
 ) -> Tally:
-    """Run the jobs that have no outcome yet, board by board, all boards at once.
+    """Run the jobs that have no outcome yet, board by board.
+
+    All boards at once, but for those that this machine computes: first, one by one, those that feel
+    its load; then the emulated ones that don't.
 
     Jobs must be in the record (`Store.add_jobs`). A fault of a candidate ends its job and spares
     the later rounds of the same work; a fault of a board is tried again; a board that keeps
@@ -218,12 +224,18 @@ class _Execution:
 
     async def all_boards(self) -> None:
         self._progress.update("measure", self._done_s, self._total_s, "")
-        boards = list(dict.fromkeys(job.board for job in self._jobs))
+        jobs: dict[str, list[PlannedJob]] = {}
+        for job in self._jobs:
+            jobs.setdefault(job.board, []).append(job)
+        alone, together, apart = by_machine({name: self._lab.board(name) for name in jobs})
         try:
             async with asyncio.TaskGroup() as group:
-                for name in boards:
-                    mine = [job for job in self._jobs if job.board == name]
-                    group.create_task(self._board(name, mine))
+                for name in apart:
+                    group.create_task(self._board(name, jobs[name]))
+                for name in alone:
+                    await self._board(name, jobs[name])
+                for name in together:
+                    group.create_task(self._board(name, jobs[name]))
         except BaseExceptionGroup as errors:
             # The first to fail ended the others; what they had measured is in the record.
             raise _first(errors) from None
@@ -248,8 +260,8 @@ class _Execution:
         broken: dict[str, Failed] = {}
         queue = deque((job, False) for job in jobs)
         recorded: Session | None = None
-        async with _leased(self._lab, name) as lease:
-            connection = _Connection(board, lease, self._progress.log)
+        async with leased(self._lab, name) as lease:
+            connection = Connection(board, lease, self._progress.log)
             try:
                 while queue:
                     job, again = queue.popleft()
@@ -281,7 +293,7 @@ class _Execution:
                     self._put(job, identity.board_id, outcome, started, wall_s)
                     if _is_candidates(outcome) and work not in broken:
                         broken[work] = _same_again(outcome, job)
-            except _BoardGoneError as error:
+            except BoardGoneError as error:
                 self._quarantine(name, str(error))
             finally:
                 await connection.close()
@@ -290,7 +302,7 @@ class _Execution:
         self._quarantined[name] = why
         self._progress.log(f"board {name} gets no more jobs: {why}")
 
-    async def _attempt(self, connection: _Connection, job: PlannedJob) -> Outcome:
+    async def _attempt(self, connection: Connection, job: PlannedJob) -> Outcome:
         """Try one job; climb the ladder (again, then a new connection) on transient faults."""
         outcome: Outcome | None = None
         for attempt in range(ATTEMPTS):
@@ -353,69 +365,6 @@ class _Execution:
 
     def _name(self, job: PlannedJob) -> str:
         return self._supplies.names.get(job.spec.artifact, job.spec.artifact[:12])
-
-
-@contextlib.asynccontextmanager
-async def _leased(lab: Lab, board: str) -> AsyncIterator[Lease]:
-    """Hold a board; waiting for another holder leaves the other boards working."""
-    acquired = lab.pool().acquire(board, LEASE_WAIT_S)
-    lease = await asyncio.to_thread(acquired.__enter__)
-    try:
-        yield lease
-    finally:
-        acquired.__exit__(None, None, None)
-
-
-class _BoardGoneError(Exception):
-    """A board couldn't be reached at all."""
-
-
-class _Connection:
-    """One session at a time with a leased board; a dropped one is opened anew when needed.
-
-    The ladder of a board that does not answer: connect again, which starts its agent anew; then
-    cut its power, where it has a switch; then give it up.
-    """
-
-    def __init__(self, board: Board, lease: Lease, say: Callable[[str], None]) -> None:
-        self._board = board
-        self._lease = lease
-        self._say = say
-        self._session: Session | None = None
-
-    async def session(self) -> Session:
-        last: InfrastructureError | None = None
-        for attempt in range(ATTEMPTS):
-            if self._session is not None:
-                return self._session
-            try:
-                if attempt == ATTEMPTS - 1:
-                    await self._power_cycle()
-                self._session = await self._board.open(self._lease)
-            except InfrastructureError as error:
-                last = error
-                self._say(f"board {self._board.name} can't be opened: {error.message}")
-        if self._session is None:
-            raise _BoardGoneError(str(last))
-        return self._session
-
-    async def _power_cycle(self) -> None:
-        from flatsat.targets.board import Powered
-
-        if isinstance(self._board, Powered):
-            self._say(f"board {self._board.name}: cutting its power")
-            await self._board.power_cycle(self._lease)
-
-    async def drop(self) -> None:
-        session, self._session = self._session, None
-        if session is not None:
-            try:
-                await session.close()
-            except InfrastructureError:
-                return
-
-    async def close(self) -> None:
-        await self.drop()
 
 
 def judge(outcome: Measured, labels: Labels) -> tuple[Outcome, AccuracyRow | None]:

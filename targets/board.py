@@ -134,6 +134,10 @@ class Board(Protocol):
     def meter(self) -> str:
         """What counts energy there: "events", or "none"."""
 
+    @property
+    def runs_here(self) -> bool:
+        """Whether its work is done by this machine's processors, like an emulator's."""
+
     async def open(self, lease: Lease) -> Session:
         """Start the agent and greet it.
 

@@ -39,6 +39,7 @@ class HostBoard:
     kind: str = "host"
     time_kind: TimeKind = TimeKind.WALL
     meter: str = "none"
+    runs_here: bool = True
 
     async def open(self, lease: Lease) -> AgentSession:
         """Start the agent and greet it. Raises LinkDown or BoardRefused."""

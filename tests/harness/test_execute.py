@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -59,6 +60,7 @@ class ScriptedBoard:
     kind: str = "scripted"
     time_kind: TimeKind = TimeKind.WALL
     meter: str = "none"
+    runs_here: bool = False
 
     async def open(self, lease: Lease) -> ScriptedSession:
         self.opened += 1
@@ -82,6 +84,30 @@ class SwitchedBoard(ScriptedBoard):
 
     async def power_cycle(self, lease: Lease) -> None:
         self.cycles += 1
+
+
+@dataclass
+class SharingBoard(ScriptedBoard):
+    """Notes which boards are open while it is."""
+
+    open_now: set[str] = field(default_factory=set)
+    met: set[frozenset[str]] = field(default_factory=set)
+
+    async def open(self, lease: Lease) -> ScriptedSession:
+        self.open_now.add(self.name)
+        board = self
+
+        class Session(ScriptedSession):
+            async def run(self, job_id: str, spec: JobSpec) -> Outcome:
+                for _ in range(20):
+                    board.met.add(frozenset(board.open_now))
+                    await asyncio.sleep(0)
+                return GOOD
+
+            async def close(self) -> None:
+                board.open_now.discard(board.name)
+
+        return Session(self, BoardIdentity(self.name, self.name, "scripted", {}))
 
 
 @dataclass(frozen=True)
@@ -261,3 +287,43 @@ def test_a_board_that_hangs_is_power_cycled_once_and_the_run_goes_on(run: Run) -
     tally, _ = run(board)
     assert (tally.measured, board.cycles, board.opened) == (2, 1, 3)
     assert not tally.quarantined
+
+
+def test_a_real_clock_has_this_machine_to_itself_and_counted_instructions_share_it(
+    tmp_path: Path,
+) -> None:
+    open_now: set[str] = set()
+    met: set[frozenset[str]] = set()
+    traits = {
+        "wall-1": (TimeKind.WALL, True),
+        "wall-2": (TimeKind.WALL, True),
+        "counted-1": (TimeKind.VIRTUAL, True),
+        "counted-2": (TimeKind.VIRTUAL, True),
+        "far": (TimeKind.WALL, False),
+    }
+    boards = {
+        name: SharingBoard(name=name, time_kind=clock, runs_here=here, open_now=open_now, met=met)
+        for name, (clock, here) in traits.items()
+    }
+
+    class ManyLab(Lab):
+        def board(self, name: str) -> SharingBoard:  # type: ignore[override]
+            return boards[name]
+
+    lab = ManyLab(tmp_path / "lab")
+    lab.prepare()
+    store = lab.store()
+    store.begin_run(RunRow("r", "run", "{}", "0", "0", "2026-01-01T00:00:00", "h", 0))
+    store.put_candidate(CandidateRow("a", None, "a", "imported", ""), "r")
+    store.put_artifact(Artifact("a", "onnx", "float", 1, "f.onnx", 17, 8, "", (), ()), "a")
+    jobs = [
+        PlannedJob(f"{name}", JobSpec(JobKind.LATENCY, "a", "onnx", name), "a", name, 0, 0, "c")
+        for name in traits
+    ]
+    store.add_jobs("r", [job_row("r", job) for job in jobs])
+    tally = execute(lab, store, "r", jobs, Supplies({"a": tmp_path / "a"}))
+    assert tally.measured == len(traits)
+    here = {group & {name for name, (_, runs_here) in traits.items() if runs_here} for group in met}
+    alone = {group for group in here if group & {"wall-1", "wall-2"}}
+    assert alone == {frozenset({"wall-1"}), frozenset({"wall-2"})}
+    assert frozenset({"counted-1", "counted-2"}) in here
