@@ -1,0 +1,228 @@
+"""Kind `qemu-arm64`: an emulated ARM board, started for a session or kept up by `board up`.
+
+Its clock counts instructions (`virtual`), so that a latency is the same on any machine however
+busy; or it follows the host's (`wall`), which only shows that something runs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from flatsat.progress import NoProgress
+from flatsat.targets.board import Lease, LinkDown
+from flatsat.targets.provision import write_agent
+from flatsat.targets.qemu_hardware import Hardware
+from flatsat.targets.qemu_image import build_image, find_image
+from flatsat.targets.qemu_process import Emulator, EmulatorError, find_emulator
+from flatsat.targets.qemu_run import Disk, Machine
+from flatsat.targets.qemu_state import start_machine
+from flatsat.targets.session import AgentSession, open_session
+from flatsat.targets.ssh import SshLink
+from flatsat.units import TimeKind
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from flatsat.jobspec import JobSpec
+    from flatsat.outcome import Health, Outcome
+    from flatsat.progress import Progress
+    from flatsat.targets.board import BoardIdentity
+    from flatsat.targets.links import Link
+    from flatsat.targets.qemu_image import Image
+
+CPUS = ("cortex-a53", "cortex-a72", "cortex-a76")
+"""Cores that were tried: of a Raspberry Pi 3, 4 and 5; the last has dot products of int8."""
+
+_GRACE_S = 120.0
+_WARM_S = 300.0
+_COMMAND_S = 60.0
+
+
+@dataclass(frozen=True)
+class QemuBoard:
+    """An emulated ARM board.
+
+    Attributes:
+        name: in `lab.toml`.
+        cpu: one of `CPUS`.
+        clock: "virtual" or "wall".
+        memory_mb: MiB of memory.
+        shift: on the virtual clock an instruction takes 2**shift ns.
+        link: "ssh" or "serial".
+        console: how the serial console is reached: "pty" or "socket".
+        meter: "events" counts events for energy jobs on a second machine, "none" doesn't.
+        cache_dir: where the image lies; by default the user's cache.
+    """
+
+    name: str = "qemu-arm64"
+    cpu: str = "cortex-a72"
+    clock: str = "virtual"
+    memory_mb: int = 512
+    shift: int = 1
+    link: str = "ssh"
+    console: str = "pty"
+    meter: str = "none"
+    cache_dir: Path | None = None
+    kind: str = "qemu-arm64"
+
+    @property
+    def time_kind(self) -> TimeKind:
+        """What its durations mean."""
+        return TimeKind(self.clock)
+
+    @property
+    def hardware(self) -> Hardware:
+        """What the guest sees."""
+        return Hardware(self.cpu, self.time_kind, self.memory_mb, self.shift)
+
+    async def open(self, lease: Lease) -> QemuSession:
+        """Start the board for the length of a session, and its agent.
+
+        The image is built and the board booted for the first time if that was never done, which
+        takes minutes; `prepare` does it with progress shown.
+
+        Raises:
+            LinkDown: it does not come up, or its agent does not start.
+            BoardRefused: the lease is over, or another agent holds the board.
+        """
+        try:
+            machine = await self.start()
+        except EmulatorError as error:
+            raise LinkDown(error.message, hint=error.hint) from error
+        try:
+            session = await self.attach(machine.image, machine.ssh_port, machine.console, lease)
+        except BaseException:
+            await machine.stop()
+            raise
+        return QemuSession(session, machine)
+
+    async def start(self, progress: Progress | None = None) -> Machine:
+        """Start a machine of this board from its saved state; both are made if need be.
+
+        Raises:
+            EmulatorError: QEMU is missing, or the board does not come up.
+            InfrastructureError: the image can't be built.
+        """
+        image, emulator = await self._image(progress)
+
+        async def start(disk: Disk) -> Machine:
+            return await Machine.start(
+                image, self.hardware, emulator, disk=disk, console=self.console
+            )
+
+        return await start_machine(
+            image, self.hardware, emulator, self._warm, progress=progress, start=start
+        )
+
+    async def attach(self, image: Image, ssh_port: int, console: str, lease: Lease) -> AgentSession:
+        """Open a session with the agent of a machine that is up.
+
+        Raises:
+            LinkDown, BoardRefused: as `open`.
+        """
+        try:
+            agent = write_agent(lease.directory)
+        except OSError as error:
+            raise LinkDown(
+                f"can't write the agent into {lease.directory}: {error.strerror}",
+                hint="free some room there, or choose another lab folder",
+            ) from error
+        return await open_session(
+            self._link(image, ssh_port, console, agent),
+            lease,
+            kind=self.kind,
+            time_kind=self.time_kind,
+            grace_s=_GRACE_S,
+            facts=self._facts(image),
+        )
+
+    async def _image(self, progress: Progress | None) -> tuple[Image, Emulator]:
+        emulator = await asyncio.to_thread(find_emulator)
+        image = find_image(self.cache_dir)
+        if image is None:
+            image = await asyncio.to_thread(
+                build_image, cache_dir=self.cache_dir, progress=progress or NoProgress()
+            )
+        return image, emulator
+
+    def _link(self, image: Image, ssh_port: int, console: str, agent: Path) -> Link:
+        del console
+        # No sign of life is sent while a job runs: QEMU's end is seen at once without.
+        return SshLink(
+            "127.0.0.1",
+            ssh_port,
+            user="root",
+            known_hosts=image.host_key,
+            keys=(image.user_key,),
+            python=image.python,
+            store=image.store,
+            agent=agent,
+            sites=image.sites,
+            keepalive_s=None,
+        )
+
+    def _facts(self, image: Image) -> Mapping[str, object]:
+        hardware = self.hardware
+        counted = hardware.clock is TimeKind.VIRTUAL
+        return {
+            "qemu_version": find_emulator().version,
+            "emulator": {
+                "machine": "virt",
+                "cpu": hardware.cpu,
+                "clock": hardware.clock.value,
+                "shift": hardware.shift if counted else None,
+                "memory_mb": hardware.memory_mb,
+                "smp": 1,
+                "image": image.key,
+            },
+        }
+
+    async def _warm(self, machine: Machine) -> None:
+        """Do on a fresh board what a first session would be slower for."""
+        folder = machine.run_dir / "warm"
+        session = await self.attach(
+            machine.image, machine.ssh_port, machine.console, Lease(self.name, 0, folder)
+        )
+        await session.close()
+        image = machine.image
+        link = self._link(image, machine.ssh_port, machine.console, write_agent(folder))
+        assert isinstance(link, SshLink)
+        for site in image.sites.values():
+            code = f"import sys; sys.path.insert(0, {site!r}); import numpy"
+            await link.run_command(f'{image.python} -S -s -c "{code}"', _WARM_S)
+
+
+class QemuSession:
+    """A session whose machine ends with it."""
+
+    def __init__(self, inner: AgentSession, machine: Machine) -> None:
+        self._inner = inner
+        self.machine = machine
+
+    @property
+    def identity(self) -> BoardIdentity:
+        """Which board this is."""
+        return self._inner.identity
+
+    @property
+    def health(self) -> Health:
+        """The board's state when the session was opened."""
+        return self._inner.health
+
+    async def put(self, sha256: str, source: Path) -> None:
+        """Have a file on the board. Raises as `Session.put`."""
+        await self._inner.put(sha256, source)
+
+    async def run(self, job_id: str, spec: JobSpec) -> Outcome:
+        """Do a job. Raises as `Session.run`."""
+        return await self._inner.run(job_id, spec)
+
+    async def close(self) -> None:
+        """End the session and the machine; never raises."""
+        try:
+            await self._inner.close()
+        finally:
+            await self.machine.stop()
