@@ -196,15 +196,19 @@ class AgentSession:
 
     # Jobs.
 
-    async def run(self, job_id: str, spec: JobSpec) -> Outcome:
-        """Do a job, after its runtime was provided; return what became of it."""
+    async def run(self, job_id: str, spec: JobSpec, *, meter: str = "") -> Outcome:
+        """Do a job, after its runtime was provided; return what became of it.
+
+        `meter` names what counts events around this board; without one, energy jobs are refused.
+        """
         unprovided = await self._provisioning.provide(spec.runtime, self)
         if unprovided is not None:
             return Failed(unprovided)
         processes = spec.plan.processes if spec.kind in _MULTI_PROCESS else 1
         deadline = time.monotonic() + processes * (spec.plan.deadline_s + self._grace_s)
         async with self._turn():
-            await self._send(Type.RUN, {"job_id": job_id, "spec": spec.to_json()})
+            request = {"job_id": job_id, "spec": spec.to_json(), "meter": meter}
+            await self._send(Type.RUN, request)
             parts: dict[tuple[int, str, str, bool], array[int]] = {}
             cancelled = False
             while True:

@@ -18,7 +18,7 @@ from .verdict import tail_of, verdict
 if TYPE_CHECKING:
     from .store import Store
 
-KINDS = ("latency", "accuracy", "layers", "capability", "faults")
+KINDS = ("latency", "accuracy", "layers", "capability", "energy", "faults")
 _SEVERAL_PROCESSES = ("latency", "faults")
 _SAMPLE_BYTES = 512 << 10
 
@@ -56,8 +56,11 @@ class Jobs:
         self._started = started
         self._watch = watch
 
-    def run(self, job_id: str, spec: Mapping[str, Any]) -> Answer:
-        """Do a job; whatever goes wrong with it is part of the answer."""
+    def run(self, job_id: str, spec: Mapping[str, Any], meter: str = "") -> Answer:
+        """Do a job; whatever goes wrong with it is part of the answer.
+
+        `meter` is what counts events around this board, "" where nothing does.
+        """
         messages: List[Tuple[int, bytes]] = []
         fault: Optional[AgentFault] = None
         evidence: Dict[str, Any] = {
@@ -72,7 +75,7 @@ class Jobs:
             "evidence": evidence,
         }
         try:
-            orders = self._orders(spec)
+            orders = self._orders(spec, meter)
             several = spec["kind"] in _SEVERAL_PROCESSES
             for process in range(spec["plan"]["processes"] if several else 1):
                 self._started({"job_id": job_id, "process": process})
@@ -92,7 +95,7 @@ class Jobs:
         summary["fault"] = fault.to_json()
         return Answer([(Type.FAULT, json.dumps(summary).encode())], fault.transient)
 
-    def _orders(self, spec: Mapping[str, Any]) -> Dict[str, Any]:
+    def _orders(self, spec: Mapping[str, Any], meter: str) -> Dict[str, Any]:
         """Return what every process of the job is told.
 
         Raises:
@@ -107,6 +110,13 @@ class Jobs:
             )
         if spec["runtime"] == "fault" and spec["kind"] != "faults":
             raise AgentFault("config", "unknown-runtime", "runtime 'fault' is for faults jobs only")
+        if spec["kind"] == "energy" and meter != "events":
+            raise AgentFault(
+                "config",
+                "no-meter",
+                "nothing counts events or energy around this board",
+                'use a board with a meter, such as kind "qemu-arm64" with meter = "events"',
+            )
         plan = spec["plan"]
         if plan["processes"] < 1 or plan["min_inferences"] < 1 or plan["max_warmup"] < 0:
             raise AgentFault("config", "plan", "a job needs a process and an inference at least")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Callable, Dict, List, Mapping, Optional, 
 import numpy as np
 
 from . import facts
+from .energy import Windows, count_events
 from .faults import AgentFault, out_of_memory
 from .goldens import check_goldens, read_arrays, run_rows
 from .inputs import generate
@@ -49,6 +50,22 @@ def latency(runtime: Runtime, orders: Mapping[str, Any], result: Result) -> None
     peak = facts.status_bytes("VmHWM")
     if peak is not None:
         result.add("rss_bytes", "VmHWM", True, array("q", [peak]))
+    if spec.get("goldens"):
+        result.head["agreement"] = check_goldens(model, orders["goldens"], spec)
+
+
+def energy(runtime: Runtime, orders: Mapping[str, Any], result: Result) -> None:
+    """Run inferences that the emulator's event meter counts, then compare the goldens."""
+    spec = orders["spec"]
+    windows = Windows()
+    model = _load(runtime, orders, result)
+    call, args = _bind(model, spec)
+    try:
+        count_events(windows, call, args, spec["plan"], result)
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise run_fault(error) from error
     if spec.get("goldens"):
         result.head["agreement"] = check_goldens(model, orders["goldens"], spec)
 
@@ -207,5 +224,6 @@ KINDS: Dict[str, Callable[[Runtime, Mapping[str, Any], Result], None]] = {
     "accuracy": accuracy,
     "layers": layers,
     "capability": capability,
+    "energy": energy,
     "faults": latency,
 }

@@ -191,7 +191,7 @@ class Supervisor:
         job_id = str(request["job_id"])
         answer = self._answers.get(job_id)
         if answer is None:
-            answer = self._jobs.run(job_id, request["spec"])
+            answer = self._jobs.run(job_id, request["spec"], str(request.get("meter", "")))
             self._files.ran()
         if not answer.transient:
             self._answers[job_id] = answer

@@ -257,7 +257,7 @@ async def test_an_opset_from_the_future_is_unsupported(
         ({"provider": "AbacusExecutionProvider"}, Owner.CONFIG, "no-provider"),
         ({"runtime_version": "0.0.1"}, Owner.BOARD, "runtime-version"),
         ({"affinity": (4096,)}, Owner.CONFIG, "affinity"),
-        ({"kind": JobKind.ENERGY}, Owner.CONFIG, "unknown-kind"),
+        ({"kind": JobKind.ENERGY}, Owner.CONFIG, "no-meter"),
         ({"power_mode": {"warp": "9"}}, Owner.CONFIG, "power-mode"),
         ({"power_mode": {"governor": "none such"}}, Owner.BOARD, "power-mode"),
         ({"plan": {"isolation": "chroot"}}, Owner.CONFIG, "isolation"),
