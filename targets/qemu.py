@@ -216,9 +216,9 @@ class QemuSession:
         """Have a file on the board. Raises as `Session.put`."""
         await self._inner.put(sha256, source)
 
-    async def run(self, job_id: str, spec: JobSpec) -> Outcome:
+    async def run(self, job_id: str, spec: JobSpec, *, meter: str = "") -> Outcome:
         """Do a job. Raises as `Session.run`."""
-        return await self._inner.run(job_id, spec)
+        return await self._inner.run(job_id, spec, meter=meter)
 
     async def close(self) -> None:
         """End the session and the machine; never raises."""
