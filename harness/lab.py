@@ -124,7 +124,7 @@ class Lab:
             settings = dict(self.boards[name])
             return make_board(name, str(settings.pop("kind")), settings)
         if name in builtin_boards():
-            return make_board(name, name, {})
+            return make_board(name, *builtin_boards()[name])
         raise UsageError(
             f"no board is called {name!r}", hint=f"there are: {', '.join(self.board_names())}"
         )

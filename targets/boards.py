@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from flatsat.errors import ConfigError
 from flatsat.targets.host import HostBoard
+from flatsat.targets.settings import checked, nearest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -16,19 +16,32 @@ if TYPE_CHECKING:
 
 
 def _host(name: str, settings: Mapping[str, object]) -> Board:
-    chosen = _checked(name, settings, {"python": str, "store": str, "sites": dict})
+    chosen = checked(name, settings, {"python": str, "store": str, "sites": dict})
     if "store" in chosen:
         chosen["store"] = Path(cast("str", chosen["store"]))
     return HostBoard(name, **chosen)  # type: ignore[arg-type]
 
 
-KINDS: Mapping[str, Callable[[str, Mapping[str, object]], Board]] = {"host": _host}
+def _qemu(name: str, settings: Mapping[str, object]) -> Board:
+    from flatsat.targets.qemu_settings import board_from_settings
+
+    return board_from_settings(name, settings)
+
+
+KINDS: Mapping[str, Callable[[str, Mapping[str, object]], Board]] = {
+    "host": _host,
+    "qemu-arm64": _qemu,
+}
 """Kind of board -> how to make one from its name and its settings in `lab.toml`."""
 
 
-def builtin_boards() -> tuple[str, ...]:
-    """Return the boards that need no entry in `lab.toml`."""
-    return ("host",)
+def builtin_boards() -> Mapping[str, tuple[str, Mapping[str, object]]]:
+    """Return the boards that need no entry in `lab.toml`: name -> kind and settings."""
+    return {
+        "host": ("host", {}),
+        "qemu-arm64": ("qemu-arm64", {}),
+        "qemu-arm64-a76": ("qemu-arm64", {"cpu": "cortex-a76"}),
+    }
 
 
 def make_board(name: str, kind: str, settings: Mapping[str, object] | None = None) -> Board:
@@ -45,24 +58,6 @@ def make_board(name: str, kind: str, settings: Mapping[str, object] | None = Non
     if kind not in KINDS:
         raise ConfigError(
             f"board {name!r}: no kind of board is called {kind!r}",
-            hint=_nearest(kind, KINDS),
+            hint=nearest(kind, KINDS),
         )
     return KINDS[kind](name, settings or {})
-
-
-def _checked(
-    name: str, settings: Mapping[str, object], types: Mapping[str, type]
-) -> dict[str, object]:
-    for key, value in settings.items():
-        if key not in types:
-            raise ConfigError(
-                f"board {name!r}: no setting is called {key!r}", hint=_nearest(key, types)
-            )
-        if not isinstance(value, types[key]):
-            raise ConfigError(f"board {name!r}: {key} must be a {types[key].__name__}")
-    return dict(settings)
-
-
-def _nearest(given: str, known: Mapping[str, object]) -> str:
-    near = difflib.get_close_matches(given, known, 1)
-    return f"did you mean {near[0]!r}?" if near else "known: " + ", ".join(sorted(known))

@@ -67,6 +67,7 @@ class QemuBoard:
     meter: str = "none"
     cache_dir: Path | None = None
     kind: str = "qemu-arm64"
+    runs_here: bool = True
 
     @property
     def time_kind(self) -> TimeKind:

@@ -17,15 +17,22 @@ from flatsat.outcome import Failed, Measured, Owner
 from flatsat.targets.boards import builtin_boards, make_board
 from flatsat.targets.doctor import examine
 from flatsat.targets.pool import LocalPool
+from flatsat.targets.qemu_tools import missing_tools
 
 if TYPE_CHECKING:
     from flatsat.targets.board import Board, Lease, Session
 
-BOARDS: dict[str, Callable[[], Board]] = {"host": lambda: make_board("host", "host")}
+BOARDS: dict[str, Callable[[], Board]] = {
+    "host": lambda: make_board("host", "host"),
+    "qemu-arm64": lambda: make_board("qemu-arm64", "qemu-arm64", {"meter": "none"}),
+}
+MARKS = {"qemu-arm64": [pytest.mark.qemu, pytest.mark.slow]}
 
 
-@pytest.fixture(params=BOARDS.keys())
+@pytest.fixture(params=[pytest.param(name, marks=MARKS.get(name, ())) for name in BOARDS])
 def board(request: pytest.FixtureRequest) -> Board:
+    if request.param == "qemu-arm64" and (missing := missing_tools()):
+        pytest.skip(f"no {missing[0][0]} on this machine ({missing[0][1]})")
     return BOARDS[request.param]()
 
 
@@ -130,5 +137,6 @@ async def test_the_doctor_finds_the_agent_and_its_runtime(board: Board, lease: L
     assert all(finding.ok or finding.fix for finding in findings.values())
 
 
-def test_every_built_in_board_is_under_contract() -> None:
-    assert set(builtin_boards()) <= set(BOARDS)
+def test_every_built_in_kind_is_under_contract() -> None:
+    kinds = {kind for kind, _ in builtin_boards().values()}
+    assert kinds <= {make().kind for make in BOARDS.values()}

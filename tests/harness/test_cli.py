@@ -278,7 +278,8 @@ def test_the_shell_completes_names(tmp_path: Path) -> None:
     (tmp_path / "runs" / "run-1").mkdir(parents=True)
     (tmp_path / "lab.toml").write_text('[board.bench]\nkind = "host"\n')
     assert "measure" in complete("flatsat mea", tmp_path)
-    assert complete("flatsat measure x --board ", tmp_path) == ["bench", "host"]
+    boards = ["bench", "host", "qemu-arm64", "qemu-arm64-a76"]
+    assert complete("flatsat measure x --board ", tmp_path) == boards
     assert complete("flatsat candidates show d", tmp_path) == ["deep"]
     assert complete("flatsat candidates show 3f", tmp_path) == ["3f" * 32]
     assert complete("flatsat report r", tmp_path) == ["run-1"]
