@@ -239,7 +239,11 @@ class Launcher:
 
     def path_of(self, runtime: str) -> str:
         """Return the worker's module path beyond the standard library, a line each."""
-        own = [self._sites[runtime]] if runtime in self._sites else []
+        site = self._sites.get(runtime)
+        if site is None and runtime == "fault":
+            # It needs NumPy, which lies in every runtime's folder.
+            site = next(iter(self._sites.values()), None)
+        own = [] if site is None else [site]
         standard = os.path.dirname(os.__file__)
         beyond = [
             entry
