@@ -16,6 +16,7 @@ from flatsat.reports.model_board import (
     RuntimeRow,
     RuntimesReport,
 )
+from flatsat.runtimes import FORMATS
 
 if TYPE_CHECKING:
     from flatsat.reports.known import Known
@@ -106,6 +107,12 @@ def _rank_correlation(left: BoardSection, right: BoardSection) -> Estimate | Non
     return None if rho is None else Estimate(rho.value, rho.low, rho.high, len(pairs))
 
 
+def _usual(column: tuple[str, str]) -> tuple[int, str]:
+    """Return a runtime's place: those that FlatSat knows in their usual order, then others."""
+    names = list(FORMATS)
+    return (names.index(column[0]) if column[0] in names else len(names), column[0])
+
+
 def across_runtimes(
     measured: Sequence[MeasurementReport], artifacts: Mapping[str, Known]
 ) -> RuntimesReport | None:
@@ -114,13 +121,12 @@ def across_runtimes(
     Runtimes take files of different formats, so that what is held side by side is one network and
     not one file.
     """
-    columns: dict[tuple[str, str], None] = {}
     groups: dict[tuple[str, str, int, int], dict[tuple[str, str], MeasurementReport]] = {}
     for m in measured:
         column = (m.runtime, m.format)
-        columns[column] = None
         key = (m.candidate_id, m.precision, m.threads, m.batch)
         groups.setdefault(key, {}).setdefault(column, m)
+    columns = sorted({(m.runtime, m.format) for m in measured}, key=_usual)
     rows: list[RuntimeRow] = []
     for (_, precision, threads, _), held in groups.items():
         timed = {c: m.p50_ns.value for c, m in held.items() if m.p50_ns.value}
@@ -143,8 +149,7 @@ def across_runtimes(
     if not rows:
         return None
     used = [i for i in range(len(columns)) if any(row.cells[i] is not None for row in rows)]
-    names = list(columns)
     return RuntimesReport(
-        tuple(names[i] for i in used),
+        tuple(columns[i] for i in used),
         tuple(RuntimeRow(r.label, r.precision, tuple(r.cells[i] for i in used)) for r in rows),
     )

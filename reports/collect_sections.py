@@ -156,12 +156,15 @@ def _held_against(
 def _labelled(group: Sequence[Taken]) -> list[Taken]:
     """Give each a label, with runtime and threads where one artifact has several of them."""
     same = Counter(one.known.label for one in group)
+    threads = {(one.known.label, one.context.threads) for one in group}
     found: dict[str, Taken] = {}
     for one in group:
         label = one.known.label
         if same[label] > 1:
             where = one.context
-            label += f", {where.runtime}, {words.plural(where.threads, 'thread')}"
+            label += f", {where.runtime}"
+            if sum(name == one.known.label for name, _ in threads) > 1:
+                label += f", {words.plural(where.threads, 'thread')}"
             if where.batch != 1:
                 label += f", batch {where.batch}"
         while label in found:

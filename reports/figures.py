@@ -28,7 +28,13 @@ FAMILIES = {
     "other": ("compressed, other", "pentagon"),
     "imported": ("imported", "star"),
 }
-AXES = {"latency": "Latency", "size": "File size", "macs": "MACs", "memory": "Memory"}
+AXES = {
+    "latency": "Latency",
+    "size": "File size",
+    "macs": "MACs",
+    "memory": "Memory",
+    "energy": "Energy",
+}
 _LOG_FROM = 6.0
 
 
@@ -86,9 +92,15 @@ def scale_of(values: Sequence[float]) -> dict[str, Any]:
     """Return how an axis of these positive values is laid out: logarithmic where they span much."""
     if not values or min(values) <= 0 or max(values) / min(values) < _LOG_FROM:
         return {"rangemode": "tozero"}
+    return log_scale(values)
+
+
+def log_scale(values: Sequence[float], room: float = 0.06) -> dict[str, Any]:
+    """Return a logarithmic axis of positive values with some room on either side."""
     low, high = math.log10(min(values)), math.log10(max(values))
-    room = 0.06 * (high - low)
-    low, high = low - room, high + room
+    # Values without any spread still need an axis that is longer than nothing.
+    pad = room * (high - low) or (0.1 if high == low else 0.0)
+    low, high = low - pad, high + pad
     ticks = log_ticks(10**low, 10**high)
     return {
         "type": "log",
@@ -115,6 +127,8 @@ def _cost(measurement: MeasurementReport, name: str) -> float | None:
         return measurement.p50_ns.value
     if name == "memory":
         return None if measurement.memory is None else measurement.memory.median_bytes
+    if name == "energy":
+        return None if measurement.energy is None else measurement.energy.p50_nj.value
     return measurement.size_bytes if name == "size" else measurement.macs
 
 
@@ -122,7 +136,11 @@ def _unit(name: str, values: Sequence[float], section: BoardSection) -> tuple[fl
     middle = sorted(values)[len(values) // 2]
     if name == "latency":
         scale, unit = words.time_unit(middle)
-        return scale, f"median latency ({unit}, {section.clock.value} clock)"
+        return scale, f"median latency ({unit}, {section.clock_name})"
+    if name == "energy":
+        scale, unit = words.energy_unit(middle)
+        classes = {m.energy.class_ for m in section.measurements if m.energy is not None}
+        return scale, f"{' or '.join(sorted(classes))} energy of one inference ({unit})"
     scale, label = (1e6, "M") if middle >= 1e6 else (1e3, "k")
     if name == "macs":
         return scale, f"multiply-accumulates ({'millions' if label == 'M' else 'thousands'})"
@@ -139,6 +157,7 @@ def describe(measurement: MeasurementReport) -> str:
     lines = [f"<b>{html.escape(measurement.label)}</b>", FAMILIES[family(measurement)][0]]
     spread = words.interval_ns(p50)
     lines.append(f"median {words.duration(p50.value)}" + (f" [{spread}]" if spread else ""))
+    lines.append(f"minimum {words.duration(measurement.min_ns)}")
     if (accuracy := measurement.accuracy) is not None:
         text = f"{accuracy.metric} {words.percent(accuracy.value)}"
         if accuracy.low is not None and accuracy.high is not None:
@@ -148,6 +167,9 @@ def describe(measurement: MeasurementReport) -> str:
     if ratio is not None and ratio.value is not None:
         lines.append(f"{words.times(ratio.value)} as fast as {html.escape(ratio.against)}")
     lines.append(f"file {words.size(measurement.size_bytes)}, MACs {words.count(measurement.macs)}")
+    if measurement.energy is not None:
+        energy = measurement.energy
+        lines.append(f"energy {words.energy(energy.p50_nj.value)}, {html.escape(energy.class_)}")
     if measurement.memory is not None:
         lines.append(
             f"memory {words.size(measurement.memory.median_bytes)} "

@@ -22,19 +22,24 @@ def _at(trace: ProcessTrace, share: float) -> float:
     return trace.quantiles_ns[DRAWN_QUANTILES.index(share)]
 
 
+def _unit(shown: list[MeasurementReport]) -> tuple[float, str]:
+    """Return the unit that suits most of what is shown."""
+    return words.time_unit(_at(shown[len(shown) // 2].traces[0], 0.5))
+
+
 def latency_by_process(section: BoardSection) -> Figure | None:
     """Return a strip a candidate: each process from p10 to p90 with its median, in run order."""
     shown = [m for m in section.measurements if m.traces]
     if not shown:
         return None
-    scale, unit = words.time_unit(_at(shown[0].traces[0], 0.5))
+    scale, unit = _unit(shown)
     figure = _strips(shown, lambda _, ns: ns / scale)
     ends = [_at(t, q) / scale for m in shown for t in m.traces for q in (0.1, 0.9)]
-    title = f"latency ({unit}, {section.clock.value} clock)"
+    title = f"latency ({unit}, {section.clock_name})"
     scale_on = scale_of(ends)
     if scale_on.get("type") != "log":
         # Strips are places and not lengths: no need to begin at zero.
-        room = 0.05 * (max(ends) - min(ends)) or 0.05 * max(ends)
+        room = 0.05 * (max(ends) - min(ends)) or 0.05 * max(ends) or 1.0
         scale_on = {"range": [max(0.0, min(ends) - room), max(ends) + room]}
     figure["layout"]["xaxis"] = axis(title, **scale_on)
     return figure
@@ -165,7 +170,7 @@ def latency_cumulative(section: BoardSection) -> Figure | None:
     shown = [m for m in section.measurements if m.traces]
     if not shown:
         return None
-    scale, unit = words.time_unit(_at(shown[0].traces[0], 0.5))
+    scale, unit = _unit(shown)
     data: list[dict[str, Any]] = []
     for row, measurement in enumerate(shown):
         x: list[float | None] = []
@@ -196,7 +201,7 @@ def latency_cumulative(section: BoardSection) -> Figure | None:
     return {
         "data": data,
         "layout": base_layout(
-            xaxis=axis(f"latency ({unit}, {section.clock.value} clock)", **scale_of(ends)),
+            xaxis=axis(f"latency ({unit}, {section.clock_name})", **scale_of(ends)),
             yaxis=axis("share of inferences (%)", range=[0, 101]),
             legend={"orientation": "h", "y": -0.2, "yanchor": "top", "x": 0},
             height=480,

@@ -301,6 +301,11 @@ class BoardSection:
         return self.clock is TimeKind.VIRTUAL
 
     @property
+    def clock_name(self) -> str:
+        """The clock in words, as axes and headings name it."""
+        return "wall clock of an emulator" if self.smoke else f"{self.clock.value} clock"
+
+    @property
     def several_dtypes(self) -> bool:
         """Whether float and narrower files stand side by side."""
         return len({m.precision for m in self.measurements}) > 1

@@ -12,49 +12,31 @@ import functools
 import gzip
 import hashlib
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from flatsat.reports import (
+    caveats,
     figures,
-    figures_latency,
     figures_search,
+    pages_boards,
     pages_parts,
+    pages_sections,
     pages_views,
     words,
 )
 from flatsat.reports.files import write_atomically
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from flatsat.reports.figures import Figure
-    from flatsat.reports.model import BoardSection, RunReport
+    from flatsat.reports.model import RunReport
     from flatsat.reports.model_search import SearchReport
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _SIGNIFICANT = 6
-
-
-@dataclass(frozen=True)
-class _SectionView:
-    section: BoardSection
-    where: str
-    best_role: str
-    first_of_board: bool
-    cpu: str
-    tiles: list[pages_parts.Tile]
-    trust: list[pages_parts.Chip]
-    speeds: pages_views.Spans | None
-    proxies: pages_views.Spans | None
-    minis: list[pages_views.Mini]
-    blind: str
-    several_runtimes: bool
-    unsteady: bool
-    figures: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -78,14 +60,13 @@ def render_run(report: RunReport, out: Path) -> None:
 
 def run_html(report: RunReport) -> str:
     """Return a run's page."""
-    views = [
-        _section_view(section, _where(section, report), report.sections[:i])
-        for i, section in enumerate(report.sections)
-    ]
+    clocks = pages_sections.clock_views(report)
+    views = [view for clock in clocks for view in clock.views]
     searches = [_search_view(search) for search in report.search]
     drawn: dict[str, dict[str, Figure]] = {}
-    for i, view in enumerate(views):
-        drawn |= {f"{k}{i}": view.figures[k] for k in ("pareto", "latency") if view.figures[k]}
+    for view in views:
+        parts = ("pareto", "latency", "roofline")
+        drawn |= {f"{part}{view.index}": view.figures[part] for part in parts if view.figures[part]}
     for i, searched in enumerate(searches):
         drawn |= {f"{name}{i}": views_of for name, views_of in searched.figures.items()}
     page_js, theme_js = _text("page.js"), _text("theme.js")
@@ -97,8 +78,11 @@ def run_html(report: RunReport) -> str:
             report=report,
             title=_title(report),
             headline=headline_text(report),
-            links=_links(report, views, searches, bool(heats or masks)),
+            links=_links(report, clocks, searches, bool(heats or masks)),
+            clocks=clocks,
             views=views,
+            smoke_ids={section.board_id for section in report.sections if section.smoke},
+            virtual_dtypes={view.section.board_id for view in views if view.dtypes},
             searches=searches,
             heats=heats,
             masks=masks,
@@ -114,13 +98,20 @@ def run_html(report: RunReport) -> str:
 
 
 def headline_text(report: RunReport) -> str:
-    """Return the outcome of a run in one line, "" where there is none."""
+    """Return the outcome of a run in one line, "" where there is none.
+
+    Of each clock the first winner is told; a clock is named wherever it isn't the only, real one.
+    """
+    told: dict[str, str] = {}
+    clocks = {pages_sections.clock_key(section) for section in report.sections}
     for section in report.sections:
+        key = pages_sections.clock_key(section)
         tiles = pages_parts.tiles(section)
-        if section.headline.label is not None and tiles:
+        if key not in told and section.headline.label is not None and tiles:
             said = ", ".join(f"{tile.figure} {tile.said}" for tile in tiles[:3])
-            return f"{section.headline.label} on {section.board}: {said}"
-    return ""
+            clock = "" if clocks == {"wall"} else f" ({key} clock)"
+            told[key] = f"{section.headline.label} on {section.board}{clock}: {said}"
+    return "; ".join(told.values())
 
 
 def index_html(**values: object) -> str:
@@ -145,6 +136,10 @@ def environment() -> Environment:
     )
     for say in (
         words.duration,
+        words.energy,
+        words.figures,
+        words.fine_percent,
+        words.memory,
         words.size,
         words.count,
         words.exact,
@@ -157,15 +152,17 @@ def environment() -> Environment:
         words.plural,
         words.points,
         figures.family,
+        pages_boards.int8_over_float,
         pages_parts.change,
     ):
         env.filters[say.__name__] = say
     env.filters["between_raw"] = lambda r: (
-        ""
-        if r.low is None or r.high is None
-        else f"{words.figures(r.low)} to {words.figures(r.high)}"
+        "" if r.low is None or r.high is None else words.between(r.value, r.low, r.high)
     )
     env.globals["families"] = figures.FAMILIES
+    env.globals["caveats"] = {
+        name.lower(): said for name, said in vars(caveats).items() if name.isupper()
+    }
     return env
 
 
@@ -175,63 +172,6 @@ def script_json(value: object) -> str:
     for char in "<>&\u2028\u2029":
         text = text.replace(char, f"\\u{ord(char):04x}")
     return text
-
-
-def _where(section: BoardSection, report: RunReport) -> str:
-    """Return where a section was measured, with what tells it from the others."""
-    others = [s for s in report.sections if s is not section and s.board == section.board]
-    board = f"on {section.board}"
-    if any(s.workload == section.workload and s.clock != section.clock for s in others):
-        board += f", {section.clock.value} clock"
-    elif any(s.workload == section.workload for s in others):
-        board += f" ({section.board_id[:8]})"
-    if all(s.workload == section.workload for s in report.sections):
-        return board
-    return f"for {_network(section.workload)} {board}"
-
-
-def _network(workload: str) -> str:
-    return workload.rpartition("/")[2] or "imported models"
-
-
-def _section_view(
-    section: BoardSection, where: str, earlier: Sequence[BoardSection]
-) -> _SectionView:
-    pareto = {
-        name: figure
-        for name in figures.AXES
-        if (figure := figures.pareto(section, name)) is not None
-    }
-    latency = {
-        name: figure
-        for name, draw in (
-            ("process", figures_latency.latency_by_process),
-            ("spread", figures_latency.latency_spread),
-            ("cumulative", figures_latency.latency_cumulative),
-        )
-        if (figure := draw(section)) is not None
-    }
-    measured = section.measurements
-    return _SectionView(
-        section=section,
-        where=where,
-        best_role=best.role if (best := section.find(section.headline.label)) else "",
-        first_of_board=all(s.board_id != section.board_id for s in earlier),
-        cpu=next((value for what, value in section.facts if what.lower() == "cpu"), ""),
-        tiles=pages_parts.tiles(section),
-        trust=pages_parts.trust_chips(section),
-        speeds=pages_views.speed_spans(section),
-        proxies=pages_views.proxy_spans(section),
-        minis=pages_views.minis(section),
-        blind=pages_views.blind(section),
-        several_runtimes=len({(m.runtime, m.threads) for m in measured}) > 1,
-        unsteady=any(t.steady is False for m in measured for t in m.traces),
-        figures={
-            "pareto": pareto,
-            "pareto_choices": [(name, figures.AXES[name]) for name in pareto],
-            "latency": latency,
-        },
-    )
 
 
 def _search_view(search: SearchReport) -> _SearchView:
@@ -259,22 +199,28 @@ def _title(report: RunReport) -> str:
     of = " and ".join(f"{task} ({', '.join(networks)})" for task, networks in tasks.items())
     boards = list(dict.fromkeys(section.board for section in report.sections))
     what = words.plural(len(report.candidates), "network")
-    where = f", measured on {' and '.join(boards)}" if boards else ""
+    where = f", measured on {words.listed(boards)}" if boards else ""
     return f"{what}{f' for {of}' if of else ''}{where}"
 
 
 def _links(
-    report: RunReport, views: list[_SectionView], searches: list[_SearchView], layers: bool
+    report: RunReport,
+    clocks: list[pages_sections.ClockView],
+    searches: list[_SearchView],
+    layers: bool,
 ) -> list[tuple[str, str]]:
     links: list[tuple[str, str]] = []
-    for i, view in enumerate(views):
-        # Later sections bear the name of what is measured there, to spare room.
-        other = view.where.removeprefix("for ").removeprefix("on ")
-        links.append((f"candidates{i}", other if i else "Candidates"))
-        if i == 0:
-            parts = (("pareto", "tradeoff", "Trade-off"), ("latency", "latency", "Latency"))
-            links += [(f"{href}{i}", text) for key, href, text in parts if view.figures[key]]
-            links += [(f"proxies{i}", "Proxies")] if view.proxies else []
+    for clock in clocks:
+        for view in clock.views:
+            i = view.index
+            # Later sections bear the name of what is measured there, to spare room.
+            other = view.where.removeprefix("for ").removeprefix("on ")
+            links.append((f"candidates{i}", other if i else "Candidates"))
+            if i == 0:
+                parts = (("pareto", "tradeoff", "Trade-off"), ("latency", "latency", "Latency"))
+                links += [(f"{href}{i}", text) for key, href, text in parts if view.figures[key]]
+                links += [(f"proxies{i}", "Proxies")] if view.minis else []
+        links += [(f"boards-{clock.key}{n}", "Boards") for n in range(len(clock.boards))][:1]
     links += [("sparsity", "Layers")] if layers else []
     links += [(f"search{i}", "Search") for i in range(len(searches))]
     links.append(("failures", f"Failures ({len(report.failures)})"))

@@ -17,6 +17,11 @@ if TYPE_CHECKING:
     )
 
 
+_REPEATS = 0.0002
+"""A virtual clock repeats itself to within this share."""
+_MOST_TILES = 4
+
+
 @dataclass(frozen=True)
 class Chip:
     """A short statement: `tone` is "good", "warn", "bad" or ""."""
@@ -55,10 +60,10 @@ def between(ratio: RatioReport) -> str:
     """Return a ratio's interval, "3.62 to 3.80"; turned round where the words say "slower"."""
     if ratio.value is None or ratio.low is None or ratio.high is None:
         return ""
-    low, high = ratio.low, ratio.high
-    if ratio.value < 1 and ratio.verdict != "equal":
-        low, high = 1 / high, 1 / low
-    return f"{words.figures(low)} to {words.figures(high)}"
+    value, low, high = ratio.value, ratio.low, ratio.high
+    if value < 1 and ratio.verdict != "equal":
+        value, low, high = 1 / value, 1 / high, 1 / low
+    return words.between(value, low, high)
 
 
 def change(accuracy: AccuracyReport) -> str:
@@ -99,7 +104,21 @@ def tiles(section: BoardSection) -> list[Tile]:
         said = f"{said} {'as' if said == 'as fast' else 'than'} {narrow.against}"
         detail = "dense, trained from scratch at equal MACs"
         found.append(Tile(figure, said, _with_interval(detail, narrow)))
+    if len(found) < _MOST_TILES and (saved := _energy(best, reference)) is not None:
+        found.append(saved)
     return found
+
+
+def _energy(best: MeasurementReport, reference: MeasurementReport | None) -> Tile | None:
+    """Return how much less energy an inference takes, where both are known in one class."""
+    mine, theirs = best.energy, None if reference is None else reference.energy
+    if mine is None or theirs is None or mine.class_ != theirs.class_:
+        return None
+    if not mine.p50_nj.value or not theirs.p50_nj.value:
+        return None
+    figure, said = comparative(theirs.p50_nj.value / mine.p50_nj.value, "less", "more")
+    detail = f"{words.energy(mine.p50_nj.value)} against {words.energy(theirs.p50_nj.value)}"
+    return Tile(figure, f"{said} {mine.class_} energy", detail)
 
 
 def _with_interval(detail: str, ratio: RatioReport) -> str:
@@ -130,13 +149,18 @@ def trust_chips(section: BoardSection) -> list[Chip]:
     """Return what speaks for and against a section's timings."""
     trust = section.trust
     chips: list[Chip] = []
+    if trust.spread is not None:
+        text = f"processes of one candidate differ by at most {words.fine_percent(trust.spread)}"
+        chips.append(Chip("good" if trust.spread <= _REPEATS else "warn", text))
     if trust.processes:
         tone = "good" if trust.steady >= 0.95 * trust.processes else "warn"
         chips.append(
             Chip(tone, f"{trust.steady} of {trust.processes} processes reached a steady state")
         )
     if trust.load1_max is not None and trust.cores:
-        load = f"load up to {words.figures(trust.load1_max, 2)} on {trust.cores} cores"
+        load = (
+            f"load up to {words.figures(trust.load1_max, 2)} on {words.plural(trust.cores, 'core')}"
+        )
         if trust.crowded:
             chips.append(Chip("bad", f"{load}: crowded, timings are rough"))
         else:

@@ -65,6 +65,7 @@ class Mini:
     least: str
     most: str
     flat: bool
+    miss: str
 
 
 @dataclass(frozen=True)
@@ -171,7 +172,9 @@ def blind(section: BoardSection) -> str:
     same = [p for p in section.proxies if len({value for _, value, _ in p.points}) == 1]
     if not same:
         return ""
-    times = [p50 for _, _, p50 in same[0].points]
+    times = [p50 for _, _, p50 in same[0].points if p50 > 0]
+    if not times:
+        return ""
     names = " and ".join(p.proxy for p in same)
     return (
         f"Nothing to rank by in {names}: the same for all {len(times)}, while the clock tells "
@@ -181,6 +184,26 @@ def blind(section: BoardSection) -> str:
 
 def _placer(low: float, high: float) -> Callable[[float], float]:
     return lambda value: place(value, low, high, log=True)
+
+
+def _say(proxy: str) -> Callable[[float | None], str]:
+    if proxy in ("file size", "memory traffic"):
+        return words.size
+    return words.energy if proxy.endswith("energy") else words.count
+
+
+def _miss(proxy: ProxyReport) -> str:
+    """Return the pair that a proxy puts most wrongly, in a sentence; "" without one."""
+    if proxy.worst is None:
+        return ""
+    preferred, faster, by, times = proxy.worst
+    if proxy.proxy == "file size":
+        said = f"is {words.times(by)} smaller"
+    elif proxy.proxy == "memory traffic" or proxy.proxy.endswith("energy"):
+        said = f"takes {words.times(by)} less"
+    else:
+        said = f"has {words.times(by)} fewer"
+    return f"Widest miss: {preferred} {said}, yet {faster} is {words.times(times)} faster."
 
 
 def minis(section: BoardSection) -> list[Mini]:
@@ -193,7 +216,7 @@ def minis(section: BoardSection) -> list[Mini]:
             continue
         x = log_range([p[1] for p in points])
         y = log_range([p[2] for p in points])
-        say = words.size if proxy.proxy == "file size" else words.count
+        say = _say(proxy.proxy)
         found.append(
             Mini(
                 proxy,
@@ -209,6 +232,7 @@ def minis(section: BoardSection) -> list[Mini]:
                 say(min(p[1] for p in points)),
                 say(max(p[1] for p in points)),
                 len({p[1] for p in points}) == 1,
+                _miss(proxy),
             )
         )
     return found

@@ -17,6 +17,7 @@ _ENERGIES = ((1e9, "J"), (1e6, "mJ"), (1e3, "µJ"), (1.0, "nJ"), (1e-3, "pJ"))
 _BYTES = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "B"))
 _COUNTS = ((1e9, "\u00a0G"), (1e6, "\u00a0M"), (1e3, "\u00a0k"), (1.0, ""))
 NONE = "\u2013"  # an en dash
+_FINEST = 1e-6
 
 
 def figures(value: float, digits: int = 3) -> str:
@@ -60,8 +61,12 @@ def energy_unit(nj: float) -> tuple[float, str]:
 
 
 def fine_percent(share: float | None) -> str:
-    """Return a small share as a percentage with two figures: "0.0052 %", "12 %"; 0 stays "0 %"."""
-    return NONE if share is None else f"{figures(100 * share, 2)}\u00a0%"
+    """Return a small share as a percentage with two figures: "0.0052 %", "12 %", "0 %"."""
+    if share is None:
+        return NONE
+    if 0 < share < _FINEST:
+        return f"<{100 * _FINEST:g}\u00a0%"
+    return f"{figures(100 * share, 2)}\u00a0%"
 
 
 def listed(names: Sequence[str]) -> str:
@@ -72,6 +77,14 @@ def listed(names: Sequence[str]) -> str:
 def size(count: float | None) -> str:
     """Return a number of bytes in powers of 1000: "1.73 MB"."""
     return NONE if count is None else _scaled(count, _BYTES, "\u00a0")
+
+
+def memory(size_bytes: int) -> str:
+    """Return a size of memory or cache as people say it, in powers of 1024: "32 KiB", "1 MiB"."""
+    for scale, unit in ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")):
+        if size_bytes >= scale:
+            return f"{size_bytes / scale:.4g}\u00a0{unit}"
+    return f"{size_bytes}\u00a0B"
 
 
 def count(value: float | None) -> str:
@@ -119,7 +132,15 @@ def interval_ns(estimate: Estimate) -> str:
     if estimate.value is None or estimate.low is None or estimate.high is None:
         return ""
     scale, _ = time_unit(estimate.value)
-    return f"{figures(estimate.low / scale)} to {figures(estimate.high / scale)}"
+    return between(estimate.value / scale, estimate.low / scale, estimate.high / scale)
+
+
+def between(value: float, low: float, high: float) -> str:
+    """Return the ends of an interval, "116 to 121"; its half width where both read the same."""
+    first, last = figures(low), figures(high)
+    if first != last or value == 0:
+        return f"{first} to {last}"
+    return f"±{fine_percent(max(high - value, value - low) / abs(value))}"
 
 
 def missing(estimate: Estimate) -> str:

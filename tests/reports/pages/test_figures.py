@@ -19,6 +19,10 @@ from flatsat.reports.model import Estimate
 
 
 def _drawn(report):
+    yield from (figure for figure in _all(report) if figure is not None)
+
+
+def _all(report):
     for section in report.sections:
         for name in figures.AXES:
             yield figures.pareto(section, name)

@@ -90,7 +90,7 @@ def test_status_takes_the_headline_from_the_page(store, tmp_path, report):
     render_run(report, folder / "report.html")
     status = write_status(store, folder, "r1")
     assert status.report == "report.html"
-    assert status.headline.startswith("filters-50 int8 on host: ")
+    assert status.headline.startswith("filters-50 int8 on host (wall clock): ")
 
 
 def test_the_index_lists_the_newest_run_first_with_state_counts_and_link(store, tmp_path, report):
@@ -107,7 +107,7 @@ def test_the_index_lists_the_newest_run_first_with_state_counts_and_link(store, 
     assert '<a href="runs/r1/report.html">first</a>' in text
     assert "runs/r2/report.html" not in text
     assert "2 of 2 jobs, 1 failed" in text
-    assert "filters-50 int8 on host: 14.3" in text
+    assert "filters-50 int8 on host (wall clock): 14.3" in text
     assert re.search(r'http-equiv="refresh"', text)
 
 
