@@ -18,6 +18,7 @@ from flatsat.targets.pool import LocalPool
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
 
+    from flatsat.progress import Progress
     from flatsat.targets.board import Board, Lease, Session
 
 _LOW_MEMORY_BYTES = 128 << 20
@@ -43,13 +44,16 @@ class Finding:
     fix: str = ""
 
 
-async def examine(board: Board, lease: Lease | None = None) -> list[Finding]:
+async def examine(
+    board: Board, lease: Lease | None = None, progress: Progress | None = None  # noqa: ARG001
+) -> list[Finding]:
     """Open the board, run two small jobs on it, and return what there is to say.
 
     Args:
         board: any board.
         lease: the right to use it; without one a lease of a temporary lab is taken, which a board
             that keeps its own epoch (any but `host`) refuses.
+        progress: is told what takes long.
     """
     findings: list[Finding] = []
     with contextlib.ExitStack() as stack:

@@ -7,24 +7,25 @@ busy; or it follows the host's (`wall`), which only shows that something runs.
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from flatsat.progress import NoProgress
+from flatsat.errors import InfrastructureError
 from flatsat.targets.board import Lease, LinkDown
 from flatsat.targets.provision import write_agent
 from flatsat.targets.qemu_hardware import Hardware
 from flatsat.targets.qemu_image import build_image, find_image
+from flatsat.targets.qemu_keeper import Kept, find_keeper
 from flatsat.targets.qemu_process import Emulator, EmulatorError, find_emulator
-from flatsat.targets.qemu_run import Disk, Machine
-from flatsat.targets.qemu_state import start_machine
+from flatsat.targets.qemu_run import Disk, Machine, reset_machine
+from flatsat.targets.qemu_state import find_state, make_state, start_machine
 from flatsat.targets.session import AgentSession, open_session
 from flatsat.targets.ssh import SshLink
 from flatsat.units import TimeKind
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
     from flatsat.jobspec import JobSpec
     from flatsat.outcome import Health, Outcome
@@ -79,8 +80,37 @@ class QemuBoard:
         """What the guest sees."""
         return Hardware(self.cpu, self.time_kind, self.memory_mb, self.shift)
 
+    @classmethod
+    def from_settings(cls, settings: Mapping[str, Any]) -> QemuBoard:
+        """Return the board whose `settings` these are."""
+        given = dict(settings)
+        if given.get("cache_dir") is not None:
+            given["cache_dir"] = Path(given["cache_dir"])
+        return cls(**given)
+
+    def settings(self) -> dict[str, Any]:
+        """Return all that makes this board, JSON-able."""
+        given = {field.name: getattr(self, field.name) for field in fields(self)}
+        given["cache_dir"] = None if self.cache_dir is None else str(self.cache_dir)
+        return given
+
+    async def prepare(self, progress: Progress | None = None, *, refresh: bool = False) -> Image:
+        """Build the image and boot the board for the first time, where that was not done yet.
+
+        Args:
+            progress: is told about the steps.
+            refresh: look for newer packages even if there is an image.
+
+        Raises:
+            InfrastructureError: QEMU or another tool is missing, or one of the steps fails.
+        """
+        image, emulator = await self._image(progress, refresh)
+        if await asyncio.to_thread(find_state, image, self.hardware, emulator) is None:
+            await make_state(image, self.hardware, emulator, self._warm, progress=progress)
+        return image
+
     async def open(self, lease: Lease) -> QemuSession:
-        """Start the board for the length of a session, and its agent.
+        """Open a session on the machine that `board up` keeps, else on one of its own.
 
         The image is built and the board booted for the first time if that was never done, which
         takes minutes; `prepare` does it with progress shown.
@@ -89,6 +119,10 @@ class QemuBoard:
             LinkDown: it does not come up, or its agent does not start.
             BoardRefused: the lease is over, or another agent holds the board.
         """
+        kept = find_keeper(lease.directory)
+        if kept is not None:
+            image = self._image_of(kept)
+            return QemuSession(await self.attach(image, kept.ssh_port, kept.console, lease))
         try:
             machine = await self.start()
         except EmulatorError as error:
@@ -99,6 +133,31 @@ class QemuBoard:
             await machine.stop()
             raise
         return QemuSession(session, machine)
+
+    async def power_cycle(self, lease: Lease) -> None:
+        """Cut the power of the machine that `board up` keeps, and wait until it has booted.
+
+        A session's own machine ends with the session: the next one has a fresh one anyway.
+
+        Raises:
+            LinkDown: it does not come up again.
+        """
+        kept = find_keeper(lease.directory)
+        if kept is not None:
+            try:
+                await reset_machine(kept.qmp, kept.ssh_port)
+            except InfrastructureError as error:
+                raise LinkDown(error.message, hint=f"flatsat board down {self.name}") from error
+
+    def _image_of(self, kept: Kept) -> Image:
+        """Return the image of a machine that is kept up, if that is this board as it is now."""
+        image = find_image(self.cache_dir)
+        if image is None or image.key != kept.image_key or dict(kept.settings) != self.settings():
+            raise LinkDown(
+                f"board {self.name!r} is up with other settings or an older image",
+                hint=f"flatsat board down {self.name}",
+            )
+        return image
 
     async def start(self, progress: Progress | None = None) -> Machine:
         """Start a machine of this board from its saved state; both are made if need be.
@@ -138,14 +197,18 @@ class QemuBoard:
             time_kind=self.time_kind,
             grace_s=_GRACE_S,
             facts=self._facts(image),
+            # A board that goes on from a saved state still has the date of its saving.
+            set_calendar=True,
         )
 
-    async def _image(self, progress: Progress | None) -> tuple[Image, Emulator]:
+    async def _image(
+        self, progress: Progress | None, refresh: bool = False
+    ) -> tuple[Image, Emulator]:
         emulator = await asyncio.to_thread(find_emulator)
-        image = find_image(self.cache_dir)
+        image = None if refresh else find_image(self.cache_dir)
         if image is None:
             image = await asyncio.to_thread(
-                build_image, cache_dir=self.cache_dir, progress=progress or NoProgress()
+                build_image, cache_dir=self.cache_dir, progress=progress, refresh=refresh
             )
         return image, emulator
 
@@ -197,9 +260,13 @@ class QemuBoard:
 
 
 class QemuSession:
-    """A session whose machine ends with it."""
+    """A session; a machine of its own ends with it.
 
-    def __init__(self, inner: AgentSession, machine: Machine) -> None:
+    Attributes:
+        machine: None where `board up` keeps it.
+    """
+
+    def __init__(self, inner: AgentSession, machine: Machine | None = None) -> None:
         self._inner = inner
         self.machine = machine
 
@@ -226,4 +293,5 @@ class QemuSession:
         try:
             await self._inner.close()
         finally:
-            await self.machine.stop()
+            if self.machine is not None:
+                await self.machine.stop()

@@ -196,7 +196,7 @@ class Machine:
             NeverUp: it does not come up again.
             QmpError: QEMU is gone.
         """
-        await self.qmp.execute("system_reset")
+        await _cut_power(self.qmp)
         await self._answers(time.monotonic() + deadline_s)
 
     async def power_off(self) -> None:
@@ -381,6 +381,39 @@ class Machine:
     def _shown(self) -> str | None:
         lines = [line.strip() for line in self.console_text().splitlines() if line.strip()]
         return f"its console's last line: {lines[-1][:120]}" if lines else None
+
+
+async def reset_machine(qmp_path: Path, ssh_port: int, deadline_s: float = BOOT_S) -> None:
+    """Cut and give back the power of a machine that another process owns; wait until it is up.
+
+    Args:
+        qmp_path: the monitor's socket.
+        ssh_port: the machine's, on 127.0.0.1.
+        deadline_s: on the host's clock.
+
+    Raises:
+        QmpError: QEMU is gone.
+        NeverUp: the board does not come up.
+    """
+    deadline = time.monotonic() + deadline_s
+    qmp = await QmpClient.connect(qmp_path, _GREET_S)
+    try:
+        await _cut_power(qmp)
+    finally:
+        await qmp.close()
+    while not await _greets(ssh_port):
+        if time.monotonic() > deadline:
+            raise NeverUp("the board does not come up after its power was cut")
+        await asyncio.sleep(_LOOK_S)
+
+
+async def _cut_power(qmp: QmpClient) -> None:
+    """Reset the board, and return once that has happened."""
+    qmp.forget_events()
+    await qmp.execute("system_reset")
+    await qmp.wait_for(lambda event: event["event"] == "RESET", _GREET_S)
+    # A board that was stopped stays so over a reset.
+    await qmp.execute("cont")
 
 
 async def _greets(port: int) -> bool:

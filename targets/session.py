@@ -76,10 +76,14 @@ class AgentSession:
 
     # Opening and closing.
 
-    async def greet(self, name: str, kind: str, facts: Mapping[str, object]) -> None:
+    async def greet(
+        self, name: str, kind: str, facts: Mapping[str, object], set_calendar: bool
+    ) -> None:
         """Exchange HELLO and WELCOME, and start to keep the agent alive."""
         await self._link.open(_OPEN_S)
-        await self._send(Type.HELLO, {"protocol": PROTOCOL, "time_kind": self._time_kind.value})
+        hello = {"protocol": PROTOCOL, "time_kind": self._time_kind.value}
+        calendar = {"calendar_s": time.time()} if set_calendar else {}
+        await self._send(Type.HELLO, {**hello, **calendar})
         self.welcome = _json(await self._expect(Type.WELCOME, _OPEN_S))
         if self.welcome.get("protocol") != PROTOCOL:
             raise self._broken("the agent speaks another version of the protocol")
@@ -402,6 +406,7 @@ async def open_session(
     grace_s: float = _GRACE_S,
     facts: Mapping[str, object] | None = None,
     sites: SiteProvider | None = None,
+    set_calendar: bool = False,
 ) -> AgentSession:
     """Start the agent behind `link`, greet it under the lease, and return the session.
 
@@ -415,6 +420,8 @@ async def open_session(
         facts: what this side knows of the board and its agent can't, such as the emulator's
             version; part of the board's identity where `IDENTITY_FIELDS` lists it.
         sites: gives the board the runtimes that jobs need; None leaves that to its own Python.
+        set_calendar: set the board's calendar clock by this machine's, for a board that has lost
+            track of the date; its other clocks are left alone.
 
     Raises:
         LinkDown: the agent does not start or does not answer.
@@ -422,7 +429,7 @@ async def open_session(
     """
     session = AgentSession(link, lease, time_kind, grace_s, sites)
     try:
-        await session.greet(lease.board, kind, facts or {})
+        await session.greet(lease.board, kind, facts or {}, set_calendar)
     except BaseException:
         await link.close()
         raise

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from typing import Any, Dict, List, Optional
 
 _CPU0 = "/sys/devices/system/cpu/cpu0/"
@@ -104,6 +105,15 @@ def identity() -> Dict[str, Any]:
         "memory_bytes": meminfo_bytes("MemTotal"),
         "aslr": _read_int("/proc/sys/kernel/randomize_va_space"),
     }
+
+
+def set_calendar(now_s: Optional[float]) -> None:
+    """Set the calendar clock to seconds since 1970, where that is given and this user may."""
+    if now_s is not None:
+        try:
+            time.clock_settime(time.CLOCK_REALTIME, now_s)
+        except OSError:
+            pass
 
 
 def boot_id() -> str:

@@ -155,6 +155,8 @@ class Supervisor:
             raise SessionEnd(3)
         hello = json.loads(message.payload)
         self._peer.epoch = message.epoch
+        # Before anything is dated: files are dropped by age.
+        facts.set_calendar(hello.get("calendar_s"))
         _take_over(self._store)
         self._store.set_epoch(message.epoch)
         self._store.prune()
@@ -173,6 +175,8 @@ class Supervisor:
                 "glibc": facts.glibc(),
                 "sites": self._store.sites.names(),
                 "boot_id": facts.boot_id(),
+                "calendar_s": time.time(),
+                "disk_free_bytes": self._store.free_bytes(),
                 "caps": {"kinds": list(KINDS), "isolation": ["spawn", "fork"]},
                 "identity": facts.identity(),
                 "health": facts.health(),
