@@ -58,6 +58,10 @@ class FaultyModel:
         self._left = after
         self._busy_ns = busy_ns
 
+    def facts(self) -> Dict[str, Any]:
+        """Return nothing."""
+        return {}
+
     def bind(self, feed: Mapping[str, Any]) -> Tuple[Callable[[Any, Any], Any], Tuple[Any, Any]]:
         """Return `run` as the call."""
         return lambda _, given: self.run(given), (None, feed)

@@ -88,6 +88,7 @@ def _load(
     begin = time.perf_counter_ns()
     model = runtime.load(orders["artifact"], orders["spec"], profile)
     load_ns = time.perf_counter_ns() - begin
+    result.head["runtime"].update(model.facts())
     result.process["load_ns"] = load_ns
     result.add("load_ns", "clock", True, array("q", [load_ns]))
     return model

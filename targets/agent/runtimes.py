@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
 from typing import Any, Callable, Dict, List, Mapping, Optional, Protocol, Sequence, Tuple
 
 from .faults import AgentFault, one_line, out_of_memory
-from .inputs import TensorInfo
+
+# Imported for good, and NumPy with it: a runtime's own import is timed without NumPy's.
+from .inputs import TensorInfo  # noqa: TC001
 
 Feed = Mapping[str, Any]
 
@@ -23,6 +24,9 @@ class Model(Protocol):
 
     def run(self, feed: Feed) -> List[Any]:
         """Return the outputs for `feed` as arrays, in the order of `outputs`."""
+
+    def facts(self) -> Dict[str, Any]:
+        """Return JSON-able facts of how the runtime executes this model."""
 
     def end_profile(self) -> Optional[str]:
         """Stop profiling and return the path of the profile, or None if there was none."""
@@ -45,123 +49,18 @@ class Runtime(Protocol):
         """Return JSON-able facts for a capability job."""
 
 
-_NUMPY_OF_ONNX = {"float": "float32", "double": "float64"}
+_SHORT_OF_MEMORY = re.compile(r"(?i)bad_alloc|failed to allocate|AllocateRawInternal")
 
 
-class OnnxRuntime:
-    """onnxruntime, through the Python call that its users make."""
-
-    name = "onnxruntime"
-
-    def __init__(self) -> None:
-        import onnxruntime
-
-        self._ort = onnxruntime
-        self.version = str(onnxruntime.__version__)
-        onnxruntime.set_default_logger_severity(4)
-
-    def load(self, path: str, spec: Mapping[str, Any], profile: Optional[str]) -> Model:
-        """Make a session: sequential, `threads` intra-op threads, fatal messages only."""
-        provider = spec["provider"]
-        if provider not in self._ort.get_available_providers():
-            raise AgentFault(
-                "config",
-                "no-provider",
-                "this board's onnxruntime has no %r" % provider,
-                "it has " + ", ".join(self._ort.get_available_providers()),
-            )
-        options = self._ort.SessionOptions()
-        options.intra_op_num_threads = int(spec["threads"])
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 4
-        if profile is not None:
-            options.enable_profiling = True
-            options.profile_file_prefix = profile
-        try:
-            session = self._ort.InferenceSession(path, options, providers=[provider])
-        except Exception as error:
-            raise _load_fault(error, path) from error
-        return _OnnxModel(session)
-
-    def facts(self) -> Dict[str, Any]:
-        """Return the version, the providers and how the library was built."""
-        return {
-            "version": self.version,
-            "providers": list(self._ort.get_available_providers()),
-            "build": one_line(self._ort.get_build_info()),
-        }
-
-
-class _OnnxModel:
-    def __init__(self, session: Any) -> None:
-        self._session = session
-        self.inputs: Sequence[TensorInfo] = [_info(arg) for arg in session.get_inputs()]
-        self.outputs: Sequence[TensorInfo] = [_info(arg) for arg in session.get_outputs()]
-
-    def bind(self, feed: Feed) -> Tuple[Callable[[Any, Any], Any], Tuple[Any, Any]]:
-        return self._session.run, (None, dict(feed))
-
-    def run(self, feed: Feed) -> List[Any]:
-        try:
-            return list(self._session.run(None, dict(feed)))
-        except MemoryError:
-            raise
-        except Exception as error:
-            raise run_fault(error) from error
-
-    def end_profile(self) -> Optional[str]:
-        path = self._session.end_profiling()
-        return path if path and os.path.exists(path) else None
-
-
-def _info(arg: Any) -> TensorInfo:
-    kind = str(arg.type)
-    inner = kind[len("tensor(") : -1] if kind.startswith("tensor(") else kind
-    shape = tuple(axis if isinstance(axis, int) else str(axis or "") for axis in arg.shape)
-    return TensorInfo(str(arg.name), _NUMPY_OF_ONNX.get(inner, inner), shape)
-
-
-def _short_of_memory(error: BaseException) -> bool:
-    text = str(error)
-    return (
-        isinstance(error, MemoryError)
-        or "bad_alloc" in text
-        or "Failed to allocate memory" in text
-        or "AllocateRawInternal" in text
-    )
-
-
-_REFUSED = re.compile(
-    r"(?is)opset.*support|support.*opset|unsupported model IR|IR.version"
-    r"|not a registered function|no op registered"
-)
-"""What onnxruntime says of a file that is well-formed, but newer or richer than it knows."""
-
-
-def _load_fault(error: BaseException, path: str) -> AgentFault:
-    # Where the file lies on the board tells nobody anything, and is long.
-    name, text = type(error).__name__, str(error).replace(path, "it")
-    if _short_of_memory(error):
-        return out_of_memory("no memory to load the model: " + text)
-    if name in ("NotImplemented", "EPFail") or _REFUSED.search(text):
-        return AgentFault(
-            "candidate",
-            "unsupported",
-            "the runtime refuses this model: " + text,
-            "export it with opset 17 and IR 8, or use a newer runtime",
-        )
-    return AgentFault(
-        "candidate",
-        "invalid-model",
-        "the runtime can't load this file: " + text,
-        "check the file with onnx.checker",
-    )
+def short_of_memory(error: BaseException) -> bool:
+    """Return whether an error that a runtime raised means that memory ran out."""
+    return isinstance(error, MemoryError) or _SHORT_OF_MEMORY.search(str(error)) is not None
 
 
 def run_fault(error: BaseException) -> AgentFault:
     """Return the fault of a model that loads but fails when it runs."""
     text = one_line(str(error))
-    if _short_of_memory(error):
+    if short_of_memory(error):
         return out_of_memory("no memory to run the model: " + text)
     return AgentFault(
         "candidate",
@@ -172,7 +71,21 @@ def run_fault(error: BaseException) -> AgentFault:
 
 
 def _onnxruntime() -> Runtime:
+    from .runtime_onnx import OnnxRuntime
+
     return OnnxRuntime()
+
+
+def _litert() -> Runtime:
+    from .runtime_tflite import TfliteRuntime
+
+    return TfliteRuntime("litert", "ai_edge_litert")
+
+
+def _tflite_runtime() -> Runtime:
+    from .runtime_tflite import TfliteRuntime
+
+    return TfliteRuntime("tflite-runtime", "tflite_runtime")
 
 
 def _faulty() -> Runtime:
@@ -181,7 +94,12 @@ def _faulty() -> Runtime:
     return FaultyRuntime()
 
 
-RUNTIMES: Dict[str, Callable[[], Runtime]] = {"onnxruntime": _onnxruntime, "fault": _faulty}
+RUNTIMES: Dict[str, Callable[[], Runtime]] = {
+    "onnxruntime": _onnxruntime,
+    "litert": _litert,
+    "tflite-runtime": _tflite_runtime,
+    "fault": _faulty,
+}
 """The one place that lists runtimes; each is imported when a job asks for it."""
 
 
