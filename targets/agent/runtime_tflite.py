@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import importlib
 import re
+import resource
 from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
 
+from . import facts
 from .faults import AgentFault, one_line, out_of_memory
 from .inputs import TensorInfo
 from .runtimes import Feed, Model, run_fault, short_of_memory
@@ -70,10 +72,15 @@ class TfliteRuntime:
                     self._module.OpResolverType, _RESOLVERS[provider]
                 ),
             )
-            interpreter.allocate_tensors()
-            return _TfliteModel(interpreter, provider)
         except Exception as error:
             raise _load_fault(error, path) from error
+        try:
+            interpreter.allocate_tensors()
+        except Exception as error:
+            if _is_beyond_memory(interpreter):
+                raise out_of_memory("no memory for the model's tensors") from error
+            raise _load_fault(error, path) from error
+        return _TfliteModel(interpreter, provider)
 
     def facts(self) -> Dict[str, Any]:
         """Return the version and the providers."""
@@ -123,6 +130,8 @@ class _TfliteModel:
         except MemoryError:
             raise
         except Exception as error:
+            if _is_beyond_memory(self._interpreter):
+                raise out_of_memory("no memory for the model's tensors") from error
             raise run_fault(error) from error
         self._shapes = shapes
 
@@ -140,14 +149,14 @@ class _TfliteModel:
 
         A delegate that took nothing leaves `delegated` at 0: the model runs in built-in kernels.
         """
-        facts: Dict[str, Any] = {"provider": self._provider}
+        told: Dict[str, Any] = {"provider": self._provider}
         try:
             names = [str(node["op_name"]) for node in self._interpreter._get_ops_details()]
         except (AttributeError, KeyError, ValueError):
             # Not part of the public interface: a version without it leaves this unsaid.
-            return facts
+            return told
         parts = sum(name == "DELEGATE" for name in names)
-        return dict(facts, operators=len(names) - parts, delegated=parts)
+        return dict(told, operators=len(names) - parts, delegated=parts)
 
     def end_profile(self) -> Optional[str]:
         return None
@@ -168,6 +177,24 @@ def _infos(details: Sequence[Mapping[str, Any]], kind: str) -> List[TensorInfo]:
         axes = tuple(axis if axis >= 0 else "" for axis in shape)
         infos.append(TensorInfo(name, np.dtype(about["dtype"]).name, axes))
     return infos
+
+
+def _is_beyond_memory(interpreter: Any) -> bool:
+    """Return whether a tensor alone is larger than what this process may still take.
+
+    The library doesn't say that an allocation failed for want of memory.
+    """
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    have = facts.status_bytes("VmSize")
+    if limit == resource.RLIM_INFINITY or have is None:
+        return False
+    largest = 0
+    for about in interpreter.get_tensor_details():
+        size = np.dtype(about["dtype"]).itemsize
+        for axis in about["shape"]:
+            size *= int(axis)
+        largest = max(largest, size)
+    return have + largest > limit
 
 
 def _invalid(text: str) -> AgentFault:

@@ -49,7 +49,9 @@ class Runtime(Protocol):
         """Return JSON-able facts for a capability job."""
 
 
-_SHORT_OF_MEMORY = re.compile(r"(?i)bad_alloc|failed to allocate|AllocateRawInternal")
+_SHORT_OF_MEMORY = re.compile(
+    r"(?i)bad_alloc|failed to allocate|AllocateRawInternal|malloc to copy tensor failed"
+)
 
 
 def short_of_memory(error: BaseException) -> bool:
