@@ -7,7 +7,7 @@ import contextlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
-from flatsat.errors import InfrastructureError
+from flatsat.errors import DataError, InfrastructureError, UsageError
 from flatsat.outcome import Fault, Owner
 from flatsat.targets.board import BoardRefused, LinkDown
 from flatsat.targets.wheels import NoWheel, interpreter_of
@@ -47,6 +47,7 @@ class Provisioning:
 
         Raises:
             LinkDown: the link or the agent is gone.
+            DataError: a wheel was changed while it was sent.
         """
         if self.sites is None:
             return None
@@ -62,12 +63,14 @@ class Provisioning:
             interpreter = interpreter_of(session.welcome)
             site = await asyncio.to_thread(sites.site, runtime, interpreter)
             if site is not None:
+                if site.name not in session.welcome["sites"]:
+                    sites.before_sending(site)
                 await session.install(site)
-        except LinkDown:
+        except (LinkDown, DataError):
             raise
         except BoardRefused as error:
             return error.fault
-        except NoWheel as error:
+        except (NoWheel, UsageError) as error:
             return Fault(Owner.CONFIG, False, "no-runtime", error.message, error.hint or "")
         except InfrastructureError as error:
             if await _use_earlier(runtime, session):

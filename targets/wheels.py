@@ -82,6 +82,13 @@ class SiteProvider(Protocol):
             NoWheel, InfrastructureError: see `site_for`.
         """
 
+    def before_sending(self, site: Site) -> None:
+        """Be told that a site's wheels are about to go over the link.
+
+        Raises:
+            BoardRefused, ConfigError: they shall not, for example because it would take too long.
+        """
+
 
 class NoWheel(InfrastructureError):  # noqa: N818
     """Nobody has built this runtime for that interpreter."""
@@ -128,6 +135,12 @@ class Wheels:
         if runtime not in self.runtimes:
             return None
         return site_for(runtime, interpreter, cache_dir=self.cache_dir, progress=self.progress)
+
+    def before_sending(self, site: Site) -> None:
+        """Say it."""
+        if self.progress is not None:
+            size_mb = site.size_bytes / 1e6
+            self.progress.log(f"the board is given {site.name} ({size_mb:.0f} MB, once)")
 
 
 def host_sites(cache_dir: Path | None = None) -> Wheels:
@@ -299,7 +312,7 @@ def _pip(
     argv = [
         *_pip_command(),
         *("download", "--disable-pip-version-check", "--no-input", "--no-deps"),
-        *("--only-binary=:all:", "--implementation", "cp", "--retries", "3"),
+        *("--only-binary=:all:", "--implementation", "cp"),
         *("--python-version", f"{version[0]}.{version[1]}"),
         *("--abi", f"cp{version[0]}{version[1]}{'m' if version < (3, 8) else ''}"),
     ]
