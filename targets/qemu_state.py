@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 Warm = Callable[[Machine], Awaitable[None]]
 """Does on a freshly booted board what every later machine shall find done."""
 
-FORMAT = 1
+FORMAT = 2
 """Counted up when a state comes to hold something else, such as more that was warmed up."""
 
 _ABOUT = "state.json"
@@ -214,7 +214,13 @@ async def start_machine(
         except BadState as error:
             _LOG.warning("%s; the board's state is made again", error.message)
             discard_state(state)
-    return await start(Disk(image.disk))
+    machine = await start(Disk(image.disk))
+    try:
+        await warm(machine)
+    except BaseException:
+        await machine.stop()
+        raise
+    return machine
 
 
 def discard_state(state: SavedState) -> None:
