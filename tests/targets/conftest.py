@@ -1,4 +1,4 @@
-"""Small ONNX files, jobs on them, and sessions with board `host` in real processes."""
+"""Small ONNX and TensorFlow Lite files, jobs on them, and sessions with board `host` in real processes."""
 
 from __future__ import annotations
 
@@ -80,6 +80,81 @@ class Files:
         return self.keep(f"{name}-{len(self.paths)}.json", text.encode())
 
 
+class TfliteGraph:
+    """A TensorFlow Lite file in the making, through the schema's object interface.
+
+    Tensors are referred to by the index that `tensor` returns.
+    """
+
+    def __init__(self) -> None:
+        from ai_edge_litert import schema_py_generated as schema
+
+        self._schema = schema
+        self._graph = schema.SubGraphT()
+        self._graph.tensors, self._graph.operators = [], []
+        self._model = schema.ModelT()
+        self._model.version = 3
+        self._model.buffers = [schema.BufferT()]
+        self._model.operatorCodes = []
+        self._model.subgraphs = [self._graph]
+
+    def tensor(
+        self,
+        name: str,
+        dtype: str,
+        shape: list[int],
+        data: np.ndarray | None = None,
+        scale: float | None = None,
+        zero_point: int = 0,
+    ) -> int:
+        """Add a tensor; an axis of -1 is open, `data` makes it a constant."""
+        tensor = self._schema.TensorT()
+        tensor.name = name
+        tensor.type = getattr(self._schema.TensorType, dtype.upper())
+        tensor.shape = [max(1, axis) for axis in shape]
+        if -1 in shape:
+            tensor.shapeSignature = shape
+        tensor.buffer = 0
+        if data is not None:
+            buffer = self._schema.BufferT()
+            buffer.data = np.frombuffer(np.ascontiguousarray(data, dtype).tobytes(), np.uint8)
+            tensor.buffer = len(self._model.buffers)
+            self._model.buffers.append(buffer)
+        if scale is not None:
+            tensor.quantization = self._schema.QuantizationParametersT()
+            tensor.quantization.scale = [scale]
+            tensor.quantization.zeroPoint = [zero_point]
+        self._graph.tensors.append(tensor)
+        return len(self._graph.tensors) - 1
+
+    def node(
+        self, operator: str, inputs: list[int], outputs: list[int], custom: str | None = None
+    ) -> None:
+        """Add a node of a built-in operator, or of a custom one by its name."""
+        code = self._schema.OperatorCodeT()
+        code.builtinCode = getattr(self._schema.BuiltinOperator, operator)
+        code.deprecatedBuiltinCode = code.builtinCode
+        code.customCode = custom
+        self._model.operatorCodes.append(code)
+        node = self._schema.OperatorT()
+        node.opcodeIndex = len(self._model.operatorCodes) - 1
+        node.inputs, node.outputs = inputs, outputs
+        kind = "".join(word.capitalize() for word in operator.split("_")) + "Options"
+        if hasattr(self._schema, f"{kind}T"):
+            node.builtinOptions = getattr(self._schema, f"{kind}T")()
+            node.builtinOptionsType = getattr(self._schema.BuiltinOptions, kind)
+        self._graph.operators.append(node)
+
+    def file(self, inputs: list[int], outputs: list[int]) -> bytes:
+        """Return the file's bytes."""
+        import flatbuffers
+
+        self._graph.inputs, self._graph.outputs = inputs, outputs
+        builder = flatbuffers.Builder(1024)
+        builder.Finish(self._model.Pack(builder), b"TFL3")
+        return bytes(builder.Output())
+
+
 def latency(artifact: str, **changes: Any) -> JobSpec:
     """Return a quick latency job; `plan` may be a dict of changes to the quick plan."""
     plan = changes.pop("plan", {})
@@ -112,6 +187,11 @@ def files(tmp_path: Path) -> Files:
     folder = tmp_path / "files"
     folder.mkdir()
     return Files(folder)
+
+
+@pytest.fixture
+def tflite_graph() -> type[TfliteGraph]:
+    return TfliteGraph
 
 
 @pytest.fixture
