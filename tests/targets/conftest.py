@@ -1,4 +1,4 @@
-"""Small ONNX and TensorFlow Lite files, jobs on them, and sessions with board `host` in real processes."""
+"""Small model files, jobs on them, and sessions with board `host` in real processes."""
 
 from __future__ import annotations
 
