@@ -110,6 +110,9 @@ def _section(
     facts = dict(board.facts) if board is not None else {}
     smoke = clock is TimeKind.WALL and is_smoke(facts)
     capability = beside.capabilities.get(board_id)
+    if capability is not None and (smoke or capability.clock is not clock):
+        # Rates by another clock are no roof for these latencies.
+        capability = replace(capability, peaks=(), copy_gb_s=None)
     accuracies = accuracies_on(beside.others, board_id)
     measured: list[MeasurementReport] = []
     for one in group:

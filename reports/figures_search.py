@@ -22,6 +22,8 @@ def quantity(search: SearchReport, value: float | None) -> str:
         return words.duration(value)
     if search.unit == "B":
         return words.size(value)
+    if search.unit == "nJ":
+        return words.energy(value)
     text = words.count(value)
     return text if value is None or not search.unit else f"{text} {search.unit}"
 
@@ -216,7 +218,7 @@ def prediction(search: SearchReport) -> Figure | None:
                 },
                 "customdata": [
                     f"<b>{html.escape(m.label)}</b><br>predicted {quantity(search, p)}<br>"
-                    f"measured {quantity(search, v)} ({100 * (v / p - 1):+.1f} %)"
+                    f"{_found(search)} {quantity(search, v)} ({100 * (v / p - 1):+.1f} %)"
                     for m, p, v in part
                 ],
                 "hovertemplate": "%{customdata}<extra></extra>",
@@ -231,10 +233,10 @@ def prediction(search: SearchReport) -> Figure | None:
         "data": data,
         "layout": base_layout(
             xaxis=axis(f"predicted ({unit})", range=[low, high]),
-            yaxis=axis(f"measured ({unit})", range=[low, high]),
+            yaxis=axis(f"{_found(search)} ({unit})", range=[low, high]),
             height=400,
         ),
-        "alt": f"Predicted against measured {search.quantity} of {len(pairs)} candidates.",
+        "alt": f"Predicted against {_measured(search)} of {len(pairs)} candidates.",
     }
 
 
@@ -273,7 +275,7 @@ def front(search: SearchReport) -> Figure | None:
                 "y": [100 * a for _, _, a in part],
                 "customdata": [
                     f"<b>{html.escape(m.label)}</b><br>{words.percent(a)} on validation<br>"
-                    f"measured {quantity(search, c)}"
+                    f"{_found(search)} {quantity(search, c)}"
                     for m, c, a in part
                 ],
                 "hovertemplate": "%{customdata}<extra></extra>",
@@ -288,7 +290,7 @@ def front(search: SearchReport) -> Figure | None:
             }
         )
     layout = base_layout(
-        xaxis=axis(f"measured {search.quantity} ({unit})", rangemode="tozero"),
+        xaxis=axis(f"{_measured(search)} ({unit})", rangemode="tozero"),
         yaxis=axis("accuracy on validation (%)"),
         height=400,
     )
@@ -308,8 +310,17 @@ def front(search: SearchReport) -> Figure | None:
     return {
         "data": data,
         "layout": layout,
-        "alt": f"Accuracy against measured {search.quantity} of {len(points)} candidates.",
+        "alt": f"Accuracy against {_measured(search)} of {len(points)} candidates.",
     }
+
+
+def _found(search: SearchReport) -> str:
+    """Return what was done to have a candidate's cost: an energy is never called measured."""
+    return "modelled" if search.quantity == "energy" else "measured"
+
+
+def _measured(search: SearchReport) -> str:
+    return f"{_found(search)} {search.quantity}"
 
 
 def _unit(search: SearchReport, value: float) -> tuple[float, str]:
@@ -319,5 +330,7 @@ def _unit(search: SearchReport, value: float) -> tuple[float, str]:
         return scale, unit + clock
     if search.unit == "B":
         return (1e6, "MB") if value >= 1e6 else (1e3, "kB")
+    if search.unit == "nJ":
+        return words.energy_unit(value)
     scale, prefix = (1e6, "M ") if value >= 1e6 else (1e3, "k ") if value >= 1e3 else (1.0, "")
     return scale, (prefix + search.unit).strip()

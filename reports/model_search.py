@@ -8,10 +8,11 @@ of evaluations, read by `collect`; every list of a strategy has one entry an eva
      "workload": "mnist-mini/lenet5",
      "space": "channels",
      "reward": "accuracy without fine-tuning on the calibration split",   # said in words
-     "budget": {"quantity": "latency",      # "macs", "latency", "params", "bytes", "energy"
+     "budget": {"quantity": "latency",      # "macs", "latency", "params", "bytes", or "energy",
+                                            # which is modelled from counted events
                 "limit": 61000.0,           # in the unit of the quantity
                 "reference": 122000.0,      # the dense network's value, or null
-                "unit": "ns",               # "ns", "MACs", "", "B", "J"
+                "unit": "ns",               # "ns", "MACs", "", "B", "nJ"
                 "board": "host", "clock": "wall"},                        # null but for latency
      "layers": [{"name": "conv1", "kind": "conv", "macs": 288000, "params": 520}],
      "strategies": [
@@ -101,3 +102,8 @@ class SearchReport:
     measured: tuple[SearchedReport, ...]
     chosen: str | None
     messages: tuple[str, ...] = ()
+
+    @property
+    def quantity_name(self) -> str:
+        """The budget's quantity in words; an energy is one that was modelled from counts."""
+        return "modelled energy" if self.quantity == "energy" else self.quantity

@@ -63,6 +63,12 @@ COLUMNS = tuple(
         ("board", "string", "", "name of the board"),
         ("board_id", "string", "", "identity of the board"),
         ("board_kind", "string", "", "kind of board"),
+        (
+            "emulator_clock",
+            "string",
+            "",
+            "of an emulated board: virtual, or wall: a smoke test, not a measurement of a board",
+        ),
         ("runtime", "string", "", "what executed the model"),
         ("runtime_version", "string", "", "its version, as the board told"),
         ("threads", "int", "", "threads of the runtime"),
@@ -74,7 +80,7 @@ COLUMNS = tuple(
         ("started_utc", "string", "", "start of the job"),
         ("wall_s", "float", "s", "duration of the whole job on the harness's clock"),
         ("processes", "int", "", "fresh processes that counted"),
-        ("latency_clock", "string", "", "wall or virtual: which clock the latencies are of"),
+        ("latency_clock", "string", "", "wall or virtual: which clock the durations in ns are of"),
         ("latency_n", "int", "", "counted inferences"),
         ("latency_min_ns", "float", "ns", "least latency; see latency_clock"),
         ("latency_mean_ns", "float", "ns", "mean latency; see latency_clock"),
@@ -87,6 +93,12 @@ COLUMNS = tuple(
         ("memory_peak_bytes", "int", "byte", "most resident memory of a process"),
         ("energy_class", "string", "", "metered, estimated or modelled"),
         ("energy_mean_j", "float", "J", "mean energy; see energy_class"),
+        ("energy_nj_modelled_p50", "float", "nJ", "median of counted events x joules per event"),
+        ("instructions_p50", "float", "", "median count in one inference, user code only"),
+        ("load_bytes_p50", "float", "byte", "median count loaded in one inference"),
+        ("store_bytes_p50", "float", "byte", "median count stored in one inference"),
+        ("cache_misses_p50", "float", "", "median count of a small modelled cache"),
+        ("dram_bytes_p50", "float", "byte", "median count moved by those misses"),
         ("agreement_class", "string", "", "policy that the goldens were compared by"),
         ("agreement_max_abs", "float", "", "largest difference, in units of the output"),
         ("agreement_max_rel", "float", "share", "largest difference / largest golden"),
@@ -100,6 +112,9 @@ COLUMNS = tuple(
         ("split_sha", "string", "", "SHA-256 of the images and labels"),
     )
 )
+
+
+_COUNTED = ("instructions", "load_bytes", "store_bytes", "cache_misses", "dram_bytes")
 
 
 def flat_rows(store: Store, run_id: str) -> list[dict[str, Value]]:
@@ -148,6 +163,7 @@ def _row(
         "board": row.job.board_name,
         "board_id": row.board_id,
         "board_kind": None if board is None else board.kind,
+        "emulator_clock": None if board is None else _emulator_clock(board),
         "runtime": where.runtime,
         "runtime_version": where.runtime_version or None,
         "threads": where.threads,
@@ -178,6 +194,12 @@ def _row(
     return values
 
 
+def _emulator_clock(board: BoardRow) -> str | None:
+    emulator = board.facts.get("emulator")
+    clock = emulator.get("clock") if isinstance(emulator, Mapping) else None
+    return None if clock is None else str(clock)
+
+
 def _candidate(candidate: CandidateRow) -> dict[str, Value]:
     return {
         "candidate_id": candidate.candidate_id,
@@ -194,7 +216,8 @@ def _candidate(candidate: CandidateRow) -> dict[str, Value]:
 
 def _measured(row: OutcomeRow, outcome: Measured) -> dict[str, Value]:
     values: dict[str, Value] = {}
-    latencies = counted(row, "latency_ns")
+    # Other jobs time inferences too, but under faults, profilers or meters.
+    latencies = counted(row, "latency_ns") if row.job.kind == "latency" else ()
     if latencies:
         pooled = np.concatenate([np.asarray(taken.values, np.float64) for taken in latencies])
         values |= {
@@ -208,14 +231,21 @@ def _measured(row: OutcomeRow, outcome: Measured) -> dict[str, Value]:
             "latency_p90_ns": stats.percentile(pooled, 0.9),
             "latency_p99_ns": stats.percentile(pooled, 0.99),
         }
-    loads = [value for taken in counted(row, "load_ns") for value in taken.values]
+    loads = counted(row, "load_ns")
     if loads:
-        values["load_ns"] = stats.percentile(loads, 0.5)
+        values["load_ns"] = stats.percentile([v for taken in loads for v in taken.values], 0.5)
+        values["latency_clock"] = loads[0].kind
     peaks = [(v, taken.kind) for taken in counted(row, "rss_bytes") for v in taken.values]
     peaks = [peak for peak in peaks if peak[1] == "ru_maxrss"] or peaks
     if peaks:
         values["memory_peak_bytes"], values["memory_method"] = max(peaks)
+    for quantity in _COUNTED:
+        if events := [value for taken in counted(row, quantity) for value in taken.values]:
+            values[f"{quantity}_p50"] = stats.percentile(events, 0.5)
     energies = counted(row, "energy_nj")
+    modelled = [v for taken in energies if taken.kind == "modelled" for v in taken.values]
+    if modelled:
+        values["energy_nj_modelled_p50"] = stats.percentile(modelled, 0.5)
     if energies:
         joules = [value * 1e-9 for taken in energies for value in taken.values]
         values |= {"energy_class": energies[0].kind, "energy_mean_j": sum(joules) / len(joules)}

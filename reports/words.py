@@ -66,7 +66,7 @@ def fine_percent(share: float | None) -> str:
         return NONE
     if 0 < share < _FINEST:
         return f"<{100 * _FINEST:g}\u00a0%"
-    return f"{figures(100 * share, 2)}\u00a0%"
+    return f"{figures(100 * share, 2 if share < 0.1 else 3)}\u00a0%"
 
 
 def listed(names: Sequence[str]) -> str:
@@ -140,7 +140,8 @@ def between(value: float, low: float, high: float) -> str:
     first, last = figures(low), figures(high)
     if first != last or value == 0:
         return f"{first} to {last}"
-    return f"±{fine_percent(max(high - value, value - low) / abs(value))}"
+    half = max(high - value, value - low) / abs(value)
+    return f"within {fine_percent(_FINEST)}" if 0 < half < _FINEST else f"±{fine_percent(half)}"
 
 
 def missing(estimate: Estimate) -> str:

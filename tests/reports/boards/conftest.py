@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 import tempfile
 from dataclasses import dataclass
+from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,8 @@ from flatsat.artifact import Artifact
 from flatsat.canonical import canonical_json, sha256_bytes
 from flatsat.jobspec import VIRTUAL_PLAN, JobKind, JobSpec, MeasurePlan
 from flatsat.outcome import AgreementResult, Health, Measured, Samples
+from flatsat.reports.collect import collect
+from flatsat.reports.pages import render_run, run_html
 from flatsat.reports.rows import AccuracyRow, CandidateRow, JobRow, RunRow
 from flatsat.reports.store import SqlStore
 from flatsat.runtimes import default_provider
@@ -134,7 +137,7 @@ class Record:
         runtime: str = "onnxruntime",
         **spec: object,
     ) -> None:
-        """Record a job and its outcome; `board` None for one that belongs to no candidate."""
+        """Record a job and its outcome."""
         self.count += 1
         job_id = f"j{self.count}"
         virtual = BOARDS[board][1] == "virtual"
@@ -188,6 +191,23 @@ class Record:
             outcome = Measured(tuple(samples), agreement, None, health, evidence)
             artifact = artifact_sha(net, precision, FORMATS[runtime])
             self.put(kind, board, artifact, outcome, index=index, runtime=runtime, **spec)
+
+    def named(self, name: str, formats: tuple[str, ...] = ("onnx",)) -> None:
+        """Record one of `NETS`."""
+        self.candidate(next(net for net in NETS if net.name == name), formats)
+
+    def small(self, *boards: str, jitter: tuple[int, ...] = (0, 0, 1)) -> None:
+        """Record three files of two networks on boards."""
+        for net in NETS[:2]:
+            self.candidate(net)
+        for board in boards:
+            self.board(board)
+            for net, ms, precision in (
+                ("cnn", 31.6, "float"),
+                ("cnn", 25.9, "int8"),
+                ("cnn-filters", 11.2, "float"),
+            ):
+                self.latency(net, ms, board, precision=precision, jitter=jitter)
 
     def accuracy(self, net: str, wrong: int, board: str, precision: str = "float") -> None:
         correct = tuple(i >= wrong for i in range(IMAGES))
@@ -293,10 +313,53 @@ def full(tmp_path_factory):
     made.store.close()
 
 
-if __name__ == "__main__":
-    from flatsat.reports.collect import collect
-    from flatsat.reports.pages import render_run
+@pytest.fixture(scope="session")
+def report(full):
+    """What is collected of it."""
+    return collect(full.store, "r1")
 
+
+@pytest.fixture(scope="session")
+def html(report):
+    """Its page."""
+    return run_html(report)
+
+
+@pytest.fixture
+def section_of():
+    """A function from a report and a board's name to its section."""
+    return lambda report, board: next(s for s in report.sections if s.board == board)
+
+
+@pytest.fixture
+def look():
+    """A function from a page to the words that a reader sees."""
+    return _words
+
+
+class _Seen(HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.said, self._in = [], ""
+
+    def handle_starttag(self, tag, attrs):
+        self._in = tag
+
+    def handle_endtag(self, tag):
+        self._in = ""
+
+    def handle_data(self, data):
+        if self._in not in ("script", "style"):
+            self.said.append(data)
+
+
+def _words(html: str) -> str:
+    seen = _Seen()
+    seen.feed(html)
+    return " ".join(" ".join(seen.said).replace("\u00a0", " ").split())
+
+
+if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:
         shown = Record(f"sqlite:///{folder}/record.db")
         fill(shown)
