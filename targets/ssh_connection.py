@@ -206,7 +206,7 @@ def _explained(
             f"{address}: nothing listens on port {address.port}",
             hint="is the board up, its SSH server started, and this its port?",
         )
-    if isinstance(error, asyncssh.ConnectionLost | asyncssh.ProtocolError):
+    if isinstance(error, ConnectionError | asyncssh.ConnectionLost | asyncssh.ProtocolError):
         return LinkDown(
             f"{address}: the server ended the connection: {_reason(error)}",
             hint="is it an SSH server, and may this user log in?",
@@ -233,7 +233,9 @@ def _not_the_host(
     else:
         port = address.port if address.port != 22 else None
         known = list(asyncssh.match_known_hosts(trusted, address.host, "", port)[0])
-    file = str(address.known_hosts) if isinstance(trusted, asyncssh.SSHKnownHosts) else "its entry"
+    given = address.known_hosts
+    written = isinstance(given, str) and (isinstance(trusted, tuple) or " " in given.strip())
+    file = "the known_hosts setting" if written else str(given)
     if "revoked" in str(error):
         return LinkDown(f"{address}: the server's key is revoked in {file}{print_}")
     if known:
@@ -245,5 +247,5 @@ def _not_the_host(
         )
     return LinkDown(
         f"{address}: the server's host key is not known{print_}",
-        hint=_how_to_know(address, str(address.known_hosts)),
+        hint=_how_to_know(address, "known_hosts" if written else str(given)),
     )

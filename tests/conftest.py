@@ -1,7 +1,8 @@
-"""A real SSH server on loopback, for every room that talks to boards."""
+"""Real peers for every room that talks to boards: an SSH server on loopback, an emulated board."""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import getpass
 import os
@@ -10,10 +11,21 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
 import pytest
+
+from flatsat.targets.pool import LocalPool
+from flatsat.targets.qemu import QemuBoard
+from flatsat.targets.qemu_image import Image, build_image
+from flatsat.targets.qemu_keeper import Kept, find_keeper, start_keeper, stop_keeper
+from flatsat.targets.qemu_tools import missing_tools
+
+if TYPE_CHECKING:
+    from flatsat.targets.board import Lease
 
 SshdFactory = Callable[..., "Sshd"]
 
@@ -24,6 +36,10 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def _escaped(path: Path) -> str:
+    return str(path).replace("\\", "\\\\").replace('"', '\\"')
+
+
 class Sshd:
     """An `sshd` of our own on an unprivileged port, with its own keys and configuration.
 
@@ -31,11 +47,17 @@ class Sshd:
         folder: for its files.
         options: further lines of its configuration.
         home: what the sessions' HOME is set to.
+        path: what their PATH is set to, or None for the server's choice.
         authorized: options before the key in authorized_keys.
     """
 
     def __init__(
-        self, folder: Path, *options: str, home: Path | None = None, authorized: str = ""
+        self,
+        folder: Path,
+        *options: str,
+        home: Path | None = None,
+        path: Path | None = None,
+        authorized: str = "",
     ) -> None:
         self.folder = folder
         self.home = home or folder / "home"
@@ -45,7 +67,7 @@ class Sshd:
         self.new_host_key()
         public = (folder / "user_key.pub").read_text()
         (folder / "authorized_keys").write_text(f"{authorized} {public}".lstrip())
-        home_text = str(self.home).replace("\\", "\\\\").replace('"', '\\"')
+        environment = {"HOME": self.home, **({} if path is None else {"PATH": path})}
         self._lines = [
             f'HostKey "{folder}/host_key"',
             f'AuthorizedKeysFile "{folder}/authorized_keys"',
@@ -57,7 +79,8 @@ class Sshd:
             "PermitRootLogin yes",
             "PasswordAuthentication no",
             "PrintMotd no",
-            f'SetEnv "HOME={home_text}"',
+            # Of several such lines sshd heeds the first.
+            "SetEnv " + " ".join(f'"{key}={_escaped(at)}"' for key, at in environment.items()),
             *options,
         ]
         if not any(line.startswith("Subsystem") for line in options):
@@ -118,14 +141,13 @@ class Sshd:
         """End it and everything that it started."""
         if self._process is None:
             return
-        family = psutil.Process(self._process.pid).children(recursive=True)
-        self._process.kill()
-        self._process.communicate()
-        self._process = None
-        for member in family:
+        # Its sessions hold its standard error, too.
+        server = psutil.Process(self._process.pid)
+        for member in [server, *server.children(recursive=True)]:
             with contextlib.suppress(psutil.NoSuchProcess):
                 member.kill()
-        psutil.wait_procs(family, timeout=60)
+        self._process.communicate()
+        self._process = None
 
     def link_settings(self) -> dict[str, object]:
         """Return what an SshLink needs to get in."""
@@ -157,3 +179,66 @@ def make_sshd(tmp_path: Path) -> Iterator[SshdFactory]:
     yield make
     for server in servers:
         server.stop()
+
+
+@dataclass(frozen=True)
+class Booted:
+    """An emulated board that is up for the whole session of tests; whoever stops it, starts it.
+
+    Attributes:
+        board: as in the lab.
+        lab: the lab's folder.
+    """
+
+    board: QemuBoard
+    lab: Path
+
+    @property
+    def directory(self) -> Path:
+        """The board's folder of the lab."""
+        return self.lab / "locks" / self.board.name
+
+    @property
+    def kept(self) -> Kept:
+        """How it is reached."""
+        kept = find_keeper(self.directory)
+        assert kept is not None
+        return kept
+
+    def lease(self) -> contextlib.AbstractContextManager[Lease]:
+        """Lend the board."""
+        return LocalPool(self.lab / "locks").acquire(self.board.name, 60.0)
+
+
+@pytest.fixture(scope="session")
+def board_image() -> Image:
+    """Return the emulated board's image, built if it never was."""
+    if missing := missing_tools():
+        pytest.skip(f"no {missing[0][0]} on this machine ({missing[0][1]})")
+    return build_image()
+
+
+@pytest.fixture(scope="session")
+def qemu_board(board_image: Image) -> QemuBoard:
+    """Return an emulated board that starts from its saved state."""
+    del board_image
+    board = QemuBoard(meter="none")
+    asyncio.run(board.prepare())
+    return board
+
+
+@pytest.fixture(scope="session")
+def booted_board(
+    qemu_board: QemuBoard, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Booted]:
+    """Return the emulated board `qemu-arm64`, up in a lab of its own."""
+    booted = Booted(qemu_board, tmp_path_factory.mktemp("lab"))
+    start_keeper(qemu_board, booted.directory)
+    yield booted
+    stop_keeper(booted.directory)
+
+
+@pytest.fixture(scope="session")
+def qemu_lab(booted_board: Booted) -> Path:
+    """Return the folder of a lab whose built-in board `qemu-arm64` is up."""
+    return booted_board.lab
