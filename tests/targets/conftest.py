@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -155,6 +156,27 @@ class TfliteGraph:
         return bytes(builder.Output())
 
 
+def wheel(
+    folder: Path,
+    name: str,
+    version: str = "1.0",
+    tag: str = "py3-none-any",
+    members: dict[str, bytes] | None = None,
+) -> Path:
+    """Write a wheel with these members, good enough for pip to choose and fetch it."""
+    about = f"{name}-{version}.dist-info"
+    path = folder / f"{name}-{version}-{tag}.whl"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for member, data in (members or {f"{name}/__init__.py": b""}).items():
+            archive.writestr(member, data)
+        archive.writestr(
+            f"{about}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
+        )
+        archive.writestr(f"{about}/WHEEL", f"Wheel-Version: 1.0\nTag: {tag}\n")
+        archive.writestr(f"{about}/RECORD", "")
+    return path
+
+
 def latency(artifact: str, **changes: Any) -> JobSpec:
     """Return a quick latency job; `plan` may be a dict of changes to the quick plan."""
     plan = changes.pop("plan", {})
@@ -187,6 +209,11 @@ def files(tmp_path: Path) -> Files:
     folder = tmp_path / "files"
     folder.mkdir()
     return Files(folder)
+
+
+@pytest.fixture
+def make_wheel() -> Callable[..., Path]:
+    return wheel
 
 
 @pytest.fixture
