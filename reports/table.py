@@ -134,7 +134,7 @@ def flat_rows(store: Store, run_id: str) -> list[dict[str, Value]]:
             owner.setdefault(artifact.sha256, (candidate, artifact))
     outcomes = store.outcomes(run_id)
     found = [_row(row, owner.get(row.job.artifact), boards) for row in outcomes]
-    seen = {values["candidate_id"] for values in found}
+    seen = {values.get("candidate_id") for values in found}
     measured = {row.job.artifact for row in outcomes}
     for candidate in candidates:
         shas = {artifact.sha256 for artifact in store.artifacts(candidate.candidate_id)}

@@ -17,7 +17,7 @@ import pytest
 from flatsat.artifact import Artifact
 from flatsat.canonical import canonical_json, sha256_bytes
 from flatsat.jobspec import VIRTUAL_PLAN, JobKind, JobSpec, MeasurePlan
-from flatsat.outcome import AgreementResult, Health, Measured, Samples
+from flatsat.outcome import AgreementResult, Health, Measured, Outcome, Samples
 from flatsat.reports.collect import collect
 from flatsat.reports.pages import render_run, run_html
 from flatsat.reports.rows import AccuracyRow, CandidateRow, JobRow, RunRow
@@ -35,9 +35,16 @@ BOARDS = {
     "host": ("host", "wall", {"cpu_model": "AMD EPYC 7B13", "cores": 2}),
     "qemu-arm64": ("qemu-arm64", "virtual", {}),
     "qemu-arm64-a76": ("qemu-arm64", "virtual", {}),
+    "qemu-arm64-third": ("qemu-arm64", "virtual", {}),
     "qemu-plain": ("qemu-arm64", "wall", {}),
+    "bench": ("linux", "wall", {"cpu_model": "Cortex-A72", "cores": 4}),
 }
-CPUS = {"qemu-arm64": "cortex-a72", "qemu-arm64-a76": "cortex-a76", "qemu-plain": "cortex-a72"}
+CPUS = {
+    "qemu-arm64-third": "cortex-a53",
+    "qemu-arm64": "cortex-a72",
+    "qemu-arm64-a76": "cortex-a76",
+    "qemu-plain": "cortex-a72",
+}
 PEAKS = {
     "host": (("float32", 38.0), ("int8", 95.0)),
     "qemu-arm64": (("float32", 1.9), ("int8", 2.4)),
@@ -82,13 +89,18 @@ class Record:
     def __init__(self, url: str) -> None:
         self.store = SqlStore(url)
         self.rng = np.random.default_rng(3)
-        text = canonical_json({"file": {"run": {"name": "boards", "seed": 7}}})
-        self.store.begin_run(RunRow("r1", "run", text, sha(text), "0.1.0", AT, "fp", 7))
         self.count = 0
+        self.begin("r1")
+
+    def begin(self, run_id: str) -> None:
+        """Begin a run; what follows is recorded for it."""
+        self.run_id = run_id
+        text = canonical_json({"file": {"run": {"name": "boards", "seed": 7}}})
+        self.store.begin_run(RunRow(run_id, "run", text, sha(text), "0.1.0", AT, "fp", 7))
 
     def board(self, name: str, **more: object) -> None:
         kind, clock, facts = BOARDS[name]
-        if kind != "host":
+        if kind == "qemu-arm64":
             emulator = {"machine": "virt", "cpu": CPUS[name], "clock": clock, "shift": 1}
             facts = {
                 "cpu_model": "0x41 0xd08 3",
@@ -110,7 +122,7 @@ class Record:
             sha(net.name), None, net.name, net.role, WORKLOAD, 0, None,
             net.params, net.params, net.macs, {"train_steps": 700.0}, {"validation": 0.9}, layers,
         )  # fmt: skip
-        self.store.put_candidate(row, "r1")
+        self.store.put_candidate(row, self.run_id)
         for format_ in formats:
             for precision in ("float", "int8") if net.int8_ms else ("float",):
                 dtype = "int8" if (format_, precision) == ("tflite", "int8") else "float32"
@@ -130,8 +142,9 @@ class Record:
         kind: JobKind,
         board: str,
         artifact: str,
-        outcome: Measured,
+        outcome: Outcome,
         *,
+        at: str = AT,
         index: int = 0,
         accuracy: AccuracyRow | None = None,
         runtime: str = "onnxruntime",
@@ -148,9 +161,9 @@ class Record:
         )  # fmt: skip
         text = canonical_json(value.to_json())
         row = JobRow(job_id, artifact, board, kind.value, text, index, self.count, "run")
-        self.store.add_jobs("r1", [row])
+        self.store.add_jobs(self.run_id, [row])
         self.store.start_job(job_id, f"id-{board}")
-        self.store.put_outcome(job_id, f"id-{board}", outcome, AT, 1.0, accuracy)
+        self.store.put_outcome(job_id, f"id-{board}", outcome, at, 1.0, accuracy)
 
     def latency(
         self,
@@ -191,6 +204,17 @@ class Record:
             outcome = Measured(tuple(samples), agreement, None, health, evidence)
             artifact = artifact_sha(net, precision, FORMATS[runtime])
             self.put(kind, board, artifact, outcome, index=index, runtime=runtime, **spec)
+
+    def shares_float(self, name: str, other: str) -> None:
+        """Record a candidate with an int8 file alone, lowered from another's float file."""
+        row = CandidateRow(sha(name), None, name, "compressed", WORKLOAD, 0, None, 94_000, 94_000)
+        self.store.put_candidate(row, self.run_id)
+        mine, source = artifact_sha(name, "int8"), artifact_sha(other, "float")
+        spec = TensorSpec("image", "float32", ("batch", 1, 28, 28))
+        self.store.put_artifact(
+            Artifact(mine, "onnx", "int8", 97_000, "m.onnx", 17, 8, "", (spec,), (spec,), source),
+            row.candidate_id,
+        )
 
     def named(self, name: str, formats: tuple[str, ...] = ("onnx",)) -> None:
         """Record one of `NETS`."""
@@ -246,7 +270,10 @@ class Record:
         outcome = Measured(tuple(samples), evidence=evidence)
         self.put(JobKind.ENERGY, board, artifact_sha(net, precision), outcome, **spec)
 
-    def capability(self, board: str, **more: object) -> None:
+    def put_energy(self, net: str, board: str, outcome: Measured) -> None:
+        self.put(JobKind.ENERGY, board, artifact_sha(net, "float"), outcome)
+
+    def capability(self, board: str, at: str = AT, **more: object) -> None:
         clock = BOARDS[board][1]
         told = {
             "runtime": {"name": "onnxruntime", "version": "1.32.0"},
@@ -265,10 +292,13 @@ class Record:
             "clock": clock,
         }
         outcome = Measured((), evidence={"capability": {**told, **more}})
-        self.put(JobKind.CAPABILITY, board, sha("probes"), outcome)
+        self.put(JobKind.CAPABILITY, board, sha("probes"), outcome, at=at)
 
 
-def fill(record: Record, boards: tuple[str, ...] = tuple(BOARDS)) -> None:
+def fill(
+    record: Record,
+    boards: tuple[str, ...] = ("host", "qemu-arm64", "qemu-arm64-a76", "qemu-plain"),
+) -> None:
     """Record what a run of every network on several boards leaves."""
     for name in boards:
         record.board(name)

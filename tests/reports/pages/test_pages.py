@@ -10,6 +10,7 @@ import pytest
 
 from flatsat.reports import pages
 from flatsat.reports.model import Headline, JobCounts
+from flatsat.units import TimeKind
 
 
 class _Page(HTMLParser):
@@ -241,3 +242,22 @@ def test_a_page_that_cannot_be_written_leaves_the_old_one(report, tmp_path, monk
         pages.render_run(report, out)
     assert out.read_text() == "old"
     assert list(tmp_path.iterdir()) == [out]
+
+
+def test_a_search_for_less_energy_calls_it_modelled_throughout(report):
+    search = replace(report.search[0], quantity="energy", unit="nJ", clock=None, board="qemu1")
+    text = pages.run_html(replace(report, sections=(), search=(search,)))
+    page = _Page(text)
+    assert "Budget: modelled energy of at most 61.0\u00a0µJ" in page.text.replace(" µ", "\u00a0µ")
+    assert "Predicted against modelled" in page.text
+    figures = next(code for attrs, code in page.scripts if attrs.get("id") == "figures")
+    assert "modelled energy (µJ)" in figures
+    assert "measured energy" not in (page.text + figures).lower()
+    assert "Modelled energy is counted events" in page.text
+
+
+def test_a_search_on_a_virtual_clock_says_what_that_is_not(report):
+    search = replace(report.search[0], clock=TimeKind.VIRTUAL)
+    page = _Page(pages.run_html(replace(report, sections=(), search=(search,))))
+    assert "(virtual clock)" in page.text
+    assert "is not the latency of a real board" in page.text
