@@ -271,6 +271,8 @@ class QemuBoard:
             result = await link.run_command(f'{image.python} -S -s -c "{code}"', _WARM_S)
             if result.exit_status:
                 raise LinkDown(f"the board can't import {runtime}: {result.stderr[-200:]!r}")
+        # What waits in memory to be written would be lost with the power.
+        await link.run_command("sync", _WARM_S)
 
 
 class QemuSession:
@@ -281,31 +283,31 @@ class QemuSession:
     """
 
     def __init__(self, inner: AgentSession, machine: Machine | None = None) -> None:
-        self._inner = inner
+        self.inner = inner
         self.machine = machine
 
     @property
     def identity(self) -> BoardIdentity:
         """Which board this is."""
-        return self._inner.identity
+        return self.inner.identity
 
     @property
     def health(self) -> Health:
         """The board's state when the session was opened."""
-        return self._inner.health
+        return self.inner.health
 
     async def put(self, sha256: str, source: Path) -> None:
         """Have a file on the board. Raises as `Session.put`."""
-        await self._inner.put(sha256, source)
+        await self.inner.put(sha256, source)
 
     async def run(self, job_id: str, spec: JobSpec, *, meter: str = "") -> Outcome:
         """Do a job. Raises as `Session.run`."""
-        return await self._inner.run(job_id, spec, meter=meter)
+        return await self.inner.run(job_id, spec, meter=meter)
 
     async def close(self) -> None:
         """End the session and the machine; never raises."""
         try:
-            await self._inner.close()
+            await self.inner.close()
         finally:
             if self.machine is not None:
                 await self.machine.stop()

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 Warm = Callable[[Machine], Awaitable[None]]
 """Does on a freshly booted board what every later machine shall find done."""
 
-FORMAT = 2
+FORMAT = 3
 """Counted up when a state comes to hold something else, such as more that was warmed up."""
 
 _ABOUT = "state.json"

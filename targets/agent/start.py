@@ -26,6 +26,8 @@ def unpack(archive: str, store: Store) -> str:
         fresh = "%s.%d" % (folder, os.getpid())
         with zipfile.ZipFile(archive) as members:
             members.extractall(fresh)
+        # A name that outlives a power cut must not stand for files that did not.
+        os.sync()
         try:
             os.rename(fresh, folder)
         except OSError:
