@@ -145,6 +145,8 @@ class Files:
         self._send_json(Type.INSTALLED, {"name": name})
 
     def _unpack(self, name: str, runtime: str, wheels: List[Tuple[str, str]]) -> None:
+        if not wheels:
+            raise AgentFault("harness", "no-blob", "%s is not here" % name, transient=True)
         for file, sha in wheels:
             if not self._store.has(sha):
                 raise AgentFault("harness", "no-blob", "%s was not sent" % file, transient=True)

@@ -5,10 +5,12 @@ The host unpacks sites into a board's image by the same function as the agent on
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
 import shutil
+import struct
 import zipfile
 import zlib
 from typing import Any, Callable, Collection, Dict, List, Optional, Sequence, Tuple
@@ -23,9 +25,13 @@ _NEVER_IMPORTED = re.compile(
     r"|ai_edge_litert/(tools|vendors|aot)/|ai_edge_litert/libLiteRtWebGpuAccelerator\.so$"
 )
 """Members that no inference imports; together they are a third of the bytes on the disk."""
+_INSTALLED = re.compile(r"[^/]+\.data/(?:pure|plat)lib/")
+_DAMAGE = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, ValueError, RuntimeError)
+"""What zipfile raises for an archive that is none, damaged, encrypted or packed strangely."""
+_OF_THE_WHEEL = (errno.EINVAL, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)
+"""Errors of the system that a wheel brings about (places in it that can't be, names that clash)."""
 Wheel = Tuple[str, str]
 """A wheel's file name, and where its bytes lie."""
-_INSTALLED = re.compile(r"[^/]+\.data/(?:pure|plat)lib/")
 
 
 class SiteError(Exception):
@@ -82,7 +88,7 @@ def size_bytes(wheels: Sequence[Wheel]) -> int:
 def _opened(file: str, path: str) -> zipfile.ZipFile:
     try:
         return zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
+    except _DAMAGE as error:
         raise SiteError("bad-wheel", "%s: %s" % (file, error)) from error
 
 
@@ -123,11 +129,15 @@ def _unpack_one(file: str, wheel: str, folder: str) -> None:
     with _opened(file, wheel) as archive:
         for info, path in _members(archive, file):
             target = os.path.join(folder, path)
-            os.makedirs(os.path.dirname(target), mode=0o755, exist_ok=True)
             try:
+                os.makedirs(os.path.dirname(target), mode=0o755, exist_ok=True)
                 with archive.open(info) as source, open(target, "wb") as stream:
                     shutil.copyfileobj(source, stream, _PIECE)
-            except (zipfile.BadZipFile, EOFError, zlib.error, NotImplementedError) as error:
+            except OSError as error:
+                if error.errno not in _OF_THE_WHEEL:
+                    raise
+                raise SiteError("bad-wheel", "%s: %s: %s" % (file, path, error)) from error
+            except _DAMAGE as error:
                 raise SiteError("bad-wheel", "%s: %s: %s" % (file, path, error)) from error
 
 
