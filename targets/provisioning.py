@@ -64,7 +64,8 @@ class Provisioning:
             site = await asyncio.to_thread(sites.site, runtime, interpreter)
             if site is not None:
                 if site.name not in session.welcome["sites"]:
-                    sites.before_sending(site)
+                    # It may carry them by another way, which takes its time.
+                    await asyncio.to_thread(sites.before_sending, site)
                 await session.install(site)
         except (LinkDown, DataError):
             raise

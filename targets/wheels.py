@@ -83,7 +83,7 @@ class SiteProvider(Protocol):
         """
 
     def before_sending(self, site: Site) -> None:
-        """Be told that a site's wheels are about to go over the link.
+        """Be told, in a thread, that a site's wheels are about to go over the link.
 
         Raises:
             BoardRefused, ConfigError: they shall not, for example because it would take too long.
