@@ -33,6 +33,7 @@ _BANNER_S = 0.7
 _LOOK_S = 0.02
 _PORT_TRIALS = 8
 _PORT_TAKEN = "host forwarding"
+_REFUSED_STATE = "load of migration failed"
 
 
 class BadState(EmulatorError):  # noqa: N818
@@ -330,7 +331,10 @@ class Machine:
         try:
             self._qmp = await QmpClient.connect(self.qmp_path, _GREET_S)
         except QmpError as error:
-            raise await self._gave_up(EmulatorError, "QEMU does not start") from error
+            gave_up = await self._gave_up(EmulatorError, "QEMU does not start")
+            if memory is not None and _REFUSED_STATE in gave_up.message:
+                raise BadState(gave_up.message) from error
+            raise gave_up from error
 
     def _plugin_arguments(self) -> list[str]:
         if self._plugin is None:

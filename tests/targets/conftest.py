@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import threading
+import time
+import uuid
 import zipfile
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,13 +25,48 @@ from flatsat.targets.host import HostBoard
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
-    from pathlib import Path
 
     from flatsat.outcome import Outcome
     from flatsat.targets.session import AgentSession
 
 QUICK = MeasurePlan(processes=1, min_inferences=20, min_s=0.01, max_warmup=40, deadline_s=60.0)
 TOLERANT = Agreement("tol", max_rel=1e-4)
+
+
+class Family:
+    """Processes that carry a mark in their environment, as /proc shows them."""
+
+    def __init__(self) -> None:
+        self._mark = f"FLATSAT_TEST_MARK={uuid.uuid4().hex}"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """For the first of them; its descendants inherit it."""
+        name, _, value = self._mark.partition("=")
+        return {**os.environ, name: value}
+
+    def alive(self) -> list[int]:
+        """Return those that have not ended."""
+        found = []
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit():
+                try:
+                    environment = (entry / "environ").read_bytes()
+                    state = (entry / "stat").read_text().rpartition(")")[2].split()[0]
+                except OSError:
+                    continue
+                if self._mark.encode() in environment and state != "Z":
+                    found.append(int(entry.name))
+        return found
+
+    def all_gone(self, deadline_s: float = 30.0) -> bool:
+        """Wait for their end; return whether it came in time."""
+        deadline = time.monotonic() + deadline_s
+        while self.alive():
+            if time.monotonic() > deadline:
+                return False
+            threading.Event().wait(0.005)
+        return True
 
 
 class Files:
@@ -202,6 +242,11 @@ class Bench:
         for sha256 in spec.blobs:
             await self.session.put(sha256, self.files.paths[sha256])
         return await self.session.run(job_id or f"job-{self._jobs}", spec)
+
+
+@pytest.fixture
+def family() -> Family:
+    return Family()
 
 
 @pytest.fixture

@@ -8,15 +8,13 @@ import signal
 import subprocess
 import sys
 import threading
-import time
-import uuid
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from flatsat.targets.qemu_process import EmulatorError, OwnedProcess, find_emulator
 
-MARK = "FLATSAT_TEST_MARK"
 OWNER = """
 import sys, time
 from pathlib import Path
@@ -28,57 +26,28 @@ time.sleep(600)
 """
 
 
-def marked(mark: str) -> list[int]:
-    """Return the living processes that carry the mark in their environment, from /proc."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                environment = (entry / "environ").read_bytes()
-                state = (entry / "stat").read_text().rpartition(")")[2].split()[0]
-            except OSError:
-                continue
-            if f"{MARK}={mark}".encode() in environment and state != "Z":
-                found.append(int(entry.name))
-    return found
-
-
-def all_gone(mark: str, deadline_s: float = 30.0) -> bool:
-    deadline = time.monotonic() + deadline_s
-    while marked(mark):
-        if time.monotonic() > deadline:
-            return False
-        threading.Event().wait(0.005)
-    return True
-
-
-@pytest.fixture
-def mark() -> str:
-    return uuid.uuid4().hex
-
-
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_children_end_with_their_owner(tmp_path: Path, mark: str, number: int) -> None:
+def test_children_end_with_their_owner(tmp_path: Path, family: Any, number: int) -> None:
     owner = subprocess.Popen(
         [sys.executable, "-c", OWNER, str(tmp_path)],
-        env={**os.environ, MARK: mark},
+        env=family.environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
     )
     assert owner.stdout is not None
     assert owner.stdout.readline() == b"up\n"
-    assert len(marked(mark)) >= 4
+    assert len(family.alive()) >= 4
     owner.send_signal(number)
     owner.communicate()
-    assert all_gone(mark)
+    assert family.all_gone()
 
 
-def test_children_end_with_an_owner_that_dies_at_any_moment(tmp_path: Path, mark: str) -> None:
+def test_children_end_with_an_owner_that_dies_at_any_moment(tmp_path: Path, family: Any) -> None:
     chance = random.Random(7)
     for _ in range(12):
         owner = subprocess.Popen(
             [sys.executable, "-c", OWNER, str(tmp_path)],
-            env={**os.environ, MARK: mark},
+            env=family.environment,
             stdout=subprocess.PIPE,
         )
         try:
@@ -86,7 +55,7 @@ def test_children_end_with_an_owner_that_dies_at_any_moment(tmp_path: Path, mark
         except subprocess.TimeoutExpired:
             owner.kill()
         owner.communicate()
-        assert all_gone(mark)
+        assert family.all_gone()
 
 
 async def test_it_outlives_the_thread_that_asked_for_it(tmp_path: Path) -> None:
