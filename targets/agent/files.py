@@ -1,7 +1,7 @@
 """What the host sends and fetches: blobs by their hash, and runtimes unpacked from them.
 
 When space is short, what was longest unused goes first: transfers that nobody goes on with, then
-blobs, then runtimes; never what the host has offered since its last job.
+blobs, then runtimes; never what the host has offered since its last job, or uses.
 """
 
 from __future__ import annotations
@@ -40,7 +40,6 @@ class Files:
         self._send = send
         self._expected: Dict[str, int] = {}
         self._offered: Set[str] = set()
-        self._installed: Set[str] = set()
 
     def ran(self) -> None:
         """Take note that a job has ended: what was offered for it may go when space is short."""
@@ -72,15 +71,16 @@ class Files:
             AgentFault: (board, "disk-full") they don't, whatever goes.
         """
         store, needed = self._store, size + _SPARE_BYTES
+        used = store.sites.names_of(self._launcher.folders())
         free = store.free_bytes()
         if free >= needed:
             return
         free += store.droppable_bytes(self._offered)
-        free += store.sites.droppable_bytes(self._installed)
+        free += store.sites.droppable_bytes(used)
         # What can't help stays.
         if free >= needed:
             store.drop_oldest(needed, self._offered)
-            store.sites.drop_oldest(needed, self._installed, store.free_bytes)
+            store.sites.drop_oldest(needed, used, store.free_bytes)
         if store.free_bytes() < needed:
             raise AgentFault(
                 "board",
@@ -137,7 +137,6 @@ class Files:
         runtime, name = str(order["runtime"]), sites.check_name(order["name"])
         wheels = [(str(wheel["file"]), check_sha(wheel["sha256"])) for wheel in order["wheels"]]
         shelf = self._store.sites
-        self._installed.add(name)
         if not shelf.has(name):
             self._unpack(name, runtime, wheels)
         shelf.touch(name)

@@ -291,6 +291,10 @@ class Launcher:
             if template is not None:
                 template.close()
 
+    def folders(self) -> List[str]:
+        """Return the folders that runtimes' modules lie in."""
+        return list(self._sites.values())
+
     def forget_templates(self) -> None:
         """End the templates; the next fork starts a new one."""
         for template in self._templates.values():

@@ -187,6 +187,12 @@ class Shelf:
         """Return where a site lies, whether it is there or not."""
         return os.path.join(self._root, check_name(name))
 
+    def names_of(self, folders: Sequence[str]) -> List[str]:
+        """Return the names of those folders that are sites of this shelf, whole or not."""
+        root = os.path.realpath(self._root)
+        pairs = [os.path.split(os.path.realpath(folder)) for folder in folders]
+        return [name for parent, name in pairs if parent == root]
+
     def names(self) -> List[str]:
         """Return the sites that were unpacked to their end."""
         return [name for _, name in sorted(self._by_age(), reverse=True)]

@@ -196,6 +196,9 @@ class Host:
     def use_site(self, runtime: str, folder: str) -> None:
         self.used[runtime] = folder
 
+    def folders(self) -> list[str]:
+        return list(self.used.values())
+
     def _hear(self, kind: int, payload: bytes) -> None:
         self.said.append((kind, json.loads(payload)))
 
