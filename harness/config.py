@@ -148,18 +148,27 @@ def load_lab_boards(root: Path) -> dict[str, dict[str, object]]:
 
 
 def _check_board(document: TomlDocument, name: str, settings: Mapping[str, object]) -> None:
-    """Let the board's kind refuse its settings one by one, and say on which line."""
+    """Let the board's kind refuse its settings, and say on which line."""
     from flatsat.targets.boards import make_board
 
     kind = str(settings["kind"])
     others = {key: value for key, value in settings.items() if key != "kind"}
+    try:
+        make_board(name, kind, others)
+    except UsageError as error:
+        fault = error
+    else:
+        return
+    # The setting that is refused in the same words when it stands alone is the one.
     trials: list[tuple[KeyPath, Mapping[str, object]]] = [(("kind",), {})]
     trials += [((key,), {key: value}) for key, value in others.items()]
-    for key_path, chosen in [*trials, ((), others)]:
+    for key_path, chosen in trials:
         try:
             make_board(name, kind, chosen)
         except UsageError as error:
-            raise _placed(document, ("board", name, *key_path), error) from None
+            if error.message == fault.message:
+                raise _placed(document, ("board", name, *key_path), fault) from None
+    raise _placed(document, ("board", name), fault)
 
 
 def _included(document: TomlDocument, file: RunFile) -> dict[str, RecipeSpec]:

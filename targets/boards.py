@@ -28,9 +28,16 @@ def _qemu(name: str, settings: Mapping[str, object]) -> Board:
     return board_from_settings(name, settings)
 
 
+def _linux(name: str, settings: Mapping[str, object]) -> Board:
+    from flatsat.targets.linux_settings import board_from_settings
+
+    return board_from_settings(name, settings)
+
+
 KINDS: Mapping[str, Callable[[str, Mapping[str, object]], Board]] = {
     "host": _host,
     "qemu-arm64": _qemu,
+    "linux": _linux,
 }
 """Kind of board -> how to make one from its name and its settings in `lab.toml`."""
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from flatsat.targets.board import LinkDown
 from flatsat.targets.links import LinkTimeout
-from flatsat.targets.ssh_agent import Foothold, Provisioner
+from flatsat.targets.ssh_carrier import Carrier, Foothold
 from flatsat.targets.ssh_connection import SshAddress
 from flatsat.targets.ssh_shell import (
     KEPT_BYTES,
@@ -89,10 +89,8 @@ class SshLink:
         """
         end = time.monotonic() + deadline_s
         await self._shell.open(deadline_s)
-        provisioner = Provisioner(
-            self._shell, self._python, self._store, self._agent, sftp=self._sftp
-        )
-        found = await provisioner.bring(_left(end))
+        carrier = Carrier(self._shell, self._python, self._store, self._agent, sftp=self._sftp)
+        found = await carrier.bring(_left(end))
         await self._start(found, _left(end))
 
     async def _start(self, found: Foothold, deadline_s: float) -> None:

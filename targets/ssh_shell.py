@@ -22,6 +22,7 @@ NOISE_BYTES = 8 << 20
 """What a board may say before it is asked, or besides what it is asked for; then it is given up."""
 
 _CLOSE_S = 3.0
+_END_S = 1.0
 _CHANNEL_TRIES = 6
 _CHANNEL_PAUSE_S = 0.05
 
@@ -62,9 +63,12 @@ class Running:
         return True
 
     async def end(self) -> None:
-        """Close the channel; never raises."""
+        """Kill it if it still runs, and close the channel; never raises."""
+        with contextlib.suppress(OSError):
+            if not self.ending():
+                self.process.kill()
         self.process.close()
-        await self.finished(_CLOSE_S)
+        await self.finished(_END_S)
         if self._listener is not None:
             self._listener.cancel()
             await asyncio.wait([self._listener])

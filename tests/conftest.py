@@ -160,6 +160,18 @@ class Sshd:
             "python": sys.executable,
         }
 
+    def board_settings(self) -> dict[str, object]:
+        """Return what a lab says of this machine as a board of kind `linux` behind the server."""
+        way = {
+            "via": "ssh",
+            "host": "127.0.0.1",
+            "port": self.port,
+            "user": self.user,
+            "key": str(self.key),
+            "known_hosts": self.known_hosts,
+        }
+        return {"links": [way], "python": sys.executable}
+
 
 @pytest.fixture
 def make_sshd(tmp_path: Path) -> Iterator[SshdFactory]:

@@ -1,5 +1,7 @@
 """What runs on a board before the agent is there: it looks around and takes the agent's archive.
 
+Other files come the same way where the agent's own link is too slow for them.
+
 This file's source is sent as an argument and run by the board's Python. It answers with one line of
 JSON behind a mark, which tells the answer from whatever a shell's start-up files print.
 """
@@ -72,8 +74,9 @@ def work(orders: Mapping[str, Any]) -> Dict[str, Any]:
     """Do what is ordered.
 
     Args:
-        orders: "do" ("look", "take" or "finish"), "store", and the archive's "name", "sha" and
-            "size"; for "take" its bytes from "offset" come on standard input.
+        orders: "do" ("look", "take" or "finish"), "store", and the file's "name" and "partial"
+            (while it is not whole) in there, "sha" and "size"; for "take" its bytes from "offset"
+            come on standard input.
 
     Returns:
         "store" (absolute), "have" (it is here, whole), "offset" (where an unfinished transfer
@@ -85,7 +88,9 @@ def work(orders: Mapping[str, Any]) -> Dict[str, Any]:
     store = os.path.abspath(os.path.expanduser(orders["store"]))
     os.makedirs(store, 0o700, exist_ok=True)
     path = os.path.join(store, orders["name"])
-    partial = path + ".part"
+    partial = os.path.join(store, orders["partial"])
+    for folder in (os.path.dirname(path), os.path.dirname(partial)):
+        os.makedirs(folder, 0o700, exist_ok=True)
     if orders["do"] == "take":
         _receive(partial, orders["size"] - orders["offset"])
     have = os.path.exists(path) and _digest(path) == orders["sha"]

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper
 from flatsat.canonical import canonical_json, sha256_file
 from flatsat.jobspec import JobKind, JobSpec, MeasurePlan, reuse_key
 from flatsat.outcome import Failed, Measured, Owner
-from flatsat.targets.boards import builtin_boards, make_board
+from flatsat.targets.boards import KINDS, make_board
 from flatsat.targets.doctor import examine
 from flatsat.targets.pool import LocalPool
 from flatsat.targets.qemu_tools import missing_tools
@@ -22,9 +22,16 @@ from flatsat.targets.qemu_tools import missing_tools
 if TYPE_CHECKING:
     from flatsat.targets.board import Board, Lease, Session
 
-BOARDS: dict[str, Callable[[], Board]] = {
-    "host": lambda: make_board("host", "host"),
-    "qemu-arm64": lambda: make_board("qemu-arm64", "qemu-arm64", {"meter": "none"}),
+
+def linux(request: pytest.FixtureRequest) -> Board:
+    """Return this machine as a board behind a real SSH server."""
+    return make_board("linux", "linux", request.getfixturevalue("make_sshd")().board_settings())
+
+
+BOARDS: dict[str, Callable[[pytest.FixtureRequest], Board]] = {
+    "host": lambda _: make_board("host", "host"),
+    "linux": linux,
+    "qemu-arm64": lambda _: make_board("qemu-arm64", "qemu-arm64", {"meter": "none"}),
 }
 MARKS = {"qemu-arm64": [pytest.mark.qemu, pytest.mark.slow]}
 
@@ -33,7 +40,7 @@ MARKS = {"qemu-arm64": [pytest.mark.qemu, pytest.mark.slow]}
 def board(request: pytest.FixtureRequest) -> Board:
     if request.param == "qemu-arm64" and (missing := missing_tools()):
         pytest.skip(f"no {missing[0][0]} on this machine ({missing[0][1]})")
-    return BOARDS[request.param]()
+    return BOARDS[request.param](request)
 
 
 @pytest.fixture
@@ -137,6 +144,5 @@ async def test_the_doctor_finds_the_agent_and_its_runtime(board: Board, lease: L
     assert all(finding.ok or finding.fix for finding in findings.values())
 
 
-def test_every_built_in_kind_is_under_contract() -> None:
-    kinds = {kind for kind, _ in builtin_boards().values()}
-    assert kinds <= {make().kind for make in BOARDS.values()}
+def test_every_kind_is_under_contract() -> None:
+    assert set(BOARDS) == set(KINDS)

@@ -9,6 +9,7 @@ import pytest
 
 from flatsat.targets.board import LinkDown
 from flatsat.targets.links import Link, LinkTimeout, PipeLink
+from flatsat.targets.ssh import SshLink
 
 LONG_S = 60.0
 ECHO = (
@@ -21,13 +22,24 @@ ECHO = (
 """The far end: sends back what it gets, and ends at the word END."""
 
 
-def pipe() -> Link:
-    return PipeLink([sys.executable, "-S", "-c", ECHO])
+def pipe(_: pytest.FixtureRequest) -> Callable[[], Link]:
+    return lambda: PipeLink([sys.executable, "-S", "-c", ECHO])
 
 
-LINKS: dict[str, Callable[[], Link]] = {"pipe": pipe}
+def ssh(request: pytest.FixtureRequest) -> Callable[[], Link]:
+    program = request.getfixturevalue("tmp_path") / "flatsat-agent-echo.pyz"
+    program.write_text(ECHO)
+    settings = request.getfixturevalue("make_sshd")().link_settings()
+    return lambda: SshLink(**settings, agent=program)
 
-every_link = pytest.mark.parametrize("make", LINKS.values(), ids=LINKS.keys())
+
+LINKS: dict[str, Callable[[pytest.FixtureRequest], Callable[[], Link]]] = {"pipe": pipe, "ssh": ssh}
+
+
+@pytest.fixture(params=LINKS)
+def make(request: pytest.FixtureRequest) -> Callable[[], Link]:
+    """Return a maker of links of one kind to the far end."""
+    return LINKS[request.param](request)
 
 
 async def read_exactly(link: Link, size: int) -> bytes:
@@ -37,7 +49,6 @@ async def read_exactly(link: Link, size: int) -> bytes:
     return data
 
 
-@every_link
 async def test_bytes_arrive_whole_and_in_order(make: Callable[[], Link]) -> None:
     link = make()
     await link.open(LONG_S)
@@ -48,7 +59,6 @@ async def test_bytes_arrive_whole_and_in_order(make: Callable[[], Link]) -> None
     await link.close()
 
 
-@every_link
 async def test_silence_is_a_timeout_and_the_link_stays_good(make: Callable[[], Link]) -> None:
     link = make()
     await link.open(LONG_S)
@@ -61,7 +71,6 @@ async def test_silence_is_a_timeout_and_the_link_stays_good(make: Callable[[], L
     await link.close()
 
 
-@every_link
 async def test_a_far_end_that_is_gone_is_a_link_down(make: Callable[[], Link]) -> None:
     link = make()
     await link.open(LONG_S)
@@ -75,7 +84,6 @@ async def test_a_far_end_that_is_gone_is_a_link_down(make: Callable[[], Link]) -
     await link.close()
 
 
-@every_link
 async def test_a_far_end_that_reads_nothing_does_not_hold_the_writer(
     make: Callable[[], Link],
 ) -> None:
@@ -90,7 +98,6 @@ async def test_a_far_end_that_reads_nothing_does_not_hold_the_writer(
     await link.close()
 
 
-@every_link
 async def test_close_may_come_early_and_twice(make: Callable[[], Link]) -> None:
     await make().close()
     link = make()

@@ -398,7 +398,7 @@ async def test_a_forced_command_is_told(
 async def test_a_forced_command_without_end_is_given_up(make_sshd: MakeSshd, agent: Path) -> None:
     error = await refusal(make_link(make_sshd(authorized='command="yes"'), agent))
     assert "talks without end" in error.message
-    link = make_link(make_sshd("ForceCommand sleep 1000"), agent)
+    link = make_link(make_sshd("ForceCommand sleep 5"), agent)
     with pytest.raises(LinkDown, match="did not answer within"):
         await link.open(1.0)
     await link.close()
@@ -546,5 +546,5 @@ async def test_commands_can_be_run_beside_and_instead(
     await link.open(LONG_S)
     assert (await link.run_command("exec kill -9 $$", LONG_S)).exit_status is None
     with pytest.raises(LinkDown, match="did not answer within"):
-        await link.run_command("sleep 1000", 0.2)
+        await link.run_command("sleep 5", 0.2)
     await link.close()

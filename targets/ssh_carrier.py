@@ -1,4 +1,4 @@
-"""Bring the agent's archive to a board over SSH: once per version, resumed after a cut, checked."""
+"""Bring files to a board over SSH: the agent's archive first of all. Once, resumed, checked."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ from flatsat.targets.ssh_shell import CommandResult, SshShell, last_line, posix
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
+
+    from flatsat.targets.ssh_connection import SshAddress
 
 _SFTP_S = 10.0
 _CHUNK = 128 << 10
@@ -54,12 +56,12 @@ _HINTS = {
 
 @dataclass(frozen=True)
 class Foothold:
-    """What the board says of itself and of the archive.
+    """What the board says of itself and of a file.
 
     Attributes:
         executable: its Python.
         store: the agent's folder, absolute.
-        have: the archive is there, whole.
+        have: the file is there, whole.
         offset: bytes of an unfinished transfer that are there.
         free_bytes: on the store's disk.
     """
@@ -71,33 +73,45 @@ class Foothold:
     free_bytes: int
 
 
-class Provisioner:
-    """Puts one archive into one board's store.
+class Carrier:
+    """Puts one file into one board's store.
 
     Args:
         shell: connected.
         python: the board's interpreter, or "" to find one.
         store: the agent's folder there; `~` is the user's home.
-        archive: on this machine.
+        source: on this machine.
+        name: in the store; by default the source's.
+        partial: its name while it is not whole.
         sftp: False does without.
     """
 
     def __init__(
-        self, shell: SshShell, python: str, store: str, archive: Path, *, sftp: bool = True
+        self,
+        shell: SshShell,
+        python: str,
+        store: str,
+        source: Path,
+        *,
+        name: str | None = None,
+        partial: str | None = None,
+        sftp: bool = True,
     ) -> None:
         self._shell = shell
         self._python = python
-        self._data = archive.read_bytes()
+        self._data = source.read_bytes()
         self._sftp = sftp
+        name = name or source.name
         self._orders: Mapping[str, object] = {
             "store": store,
-            "name": archive.name,
+            "name": name,
+            "partial": partial or f"{name}.part",
             "sha": hashlib.sha256(self._data).hexdigest(),
             "size": len(self._data),
         }
 
     async def bring(self, deadline_s: float) -> Foothold:
-        """Have the archive on the board, and return where.
+        """Have the file on the board, and return where.
 
         Raises:
             LinkDown: the board does not answer as it should.
@@ -109,14 +123,15 @@ class Provisioner:
             if found.have:
                 return found
             if found.free_bytes < len(self._data) - found.offset + _SPARE_BYTES:
-                raise self._refused("disk-full", f"no room for the agent in {found.store}")
+                name = self._orders["name"]
+                raise self._refused("disk-full", f"no room for {name} in {found.store}")
             if self._sftp and await self._upload(found, end):
                 found = await self._ask("finish", end)
             if not found.have:
                 found = await self._ask("take", end, found.offset)
         if found.have:
             return found
-        raise LinkDown(f"{self._shell.address}: the agent's archive does not arrive whole")
+        raise LinkDown(f"{self._shell.address}: {self._orders['name']} does not arrive whole")
 
     async def _upload(self, found: Foothold, end: float) -> bool:
         """Write what is missing over sftp; False where the server has none that works.
@@ -126,7 +141,7 @@ class Provisioner:
         """
         import asyncssh
 
-        partial = f"{found.store}/{self._orders['name']}.part"
+        partial = f"{found.store}/{self._orders['partial']}"
         flags = asyncssh.FXF_WRITE | asyncssh.FXF_CREAT
         started = False
         try:
@@ -140,7 +155,7 @@ class Provisioner:
         except TimeoutError as error:
             if started:
                 raise LinkDown(
-                    f"{self._shell.address}: bringing the agent over took too long"
+                    f"{self._shell.address}: bringing {self._orders['name']} over took too long"
                 ) from error
             return False
         except (asyncssh.Error, OSError) as error:
@@ -152,7 +167,7 @@ class Provisioner:
         return True
 
     async def _ask(self, order: str, end: float, offset: int = 0) -> Foothold:
-        """Run `agent/foothold.py` there, for "take" with the archive's rest on its input.
+        """Run `agent/foothold.py` there, for "take" with the file's rest on its input.
 
         Raises:
             LinkDown: no answer came.
@@ -190,6 +205,34 @@ class Provisioner:
     def _refused(self, code: str, text: str) -> BoardRefused:
         message = f"{self._shell.address}: {text}"
         return BoardRefused(Fault(Owner.BOARD, False, code, message, _HINTS.get(code, "")))
+
+
+async def carry_files(
+    address: SshAddress, store: str, files: Mapping[str, Path], *, deadline_s: float
+) -> None:
+    """Put files into the store where an agent that runs there looks for them.
+
+    Args:
+        address: of the board's SSH server.
+        store: the agent's folder there.
+        files: SHA-256 -> file on this machine.
+        deadline_s: for all of it.
+
+    Raises:
+        LinkDown: the server can't be reached, or the time is over.
+        BoardRefused: there is no room, or no right to write.
+    """
+    end = time.monotonic() + deadline_s
+    shell = SshShell(address)
+    try:
+        await shell.open(deadline_s)
+        for sha256, path in files.items():
+            carrier = Carrier(
+                shell, "", store, path, name=f"blobs/{sha256}", partial=f"partial/{sha256}"
+            )
+            await carrier.bring(_left(end))
+    finally:
+        await shell.close()
 
 
 def _left(end: float) -> float:
