@@ -71,6 +71,12 @@ class Settings:
     seed: int = 0
     comparison: str = "run"
 
+    @property
+    def repeated(self) -> JobKind | None:
+        """The kind that every round holds: latency, or energy where there is no latency."""
+        wanted = [kind for kind in (JobKind.LATENCY, JobKind.ENERGY) if kind in self.kinds]
+        return wanted[0] if wanted else None
+
     def on(self, traits: Traits) -> tuple[MeasurePlan, int]:
         """Return plan and rounds for a board."""
         if traits.time_kind is TimeKind.VIRTUAL:
@@ -136,7 +142,7 @@ def plan_jobs(
         mine = (traits or {}).get(board, Traits())
         plan, wanted = settings.on(mine)
         order: list[tuple[JobSpec, str, int]] = []
-        rounds = wanted if JobKind.LATENCY in settings.kinds else 1
+        rounds = 1 if settings.repeated is None else wanted
         for index in range(rounds):
             last = index == min(1, rounds - 1)
             block = _round(candidates, board, settings, mine, index, last, plan, datasets or {})
@@ -187,7 +193,7 @@ def _round(
     for candidate in candidates:
         for artifact in candidate.artifacts:
             for kind in settings.kinds:
-                once = kind is not JobKind.LATENCY
+                once = kind is not settings.repeated
                 if (
                     (once and not with_once)
                     or kind is JobKind.CAPABILITY

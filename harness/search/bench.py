@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from flatsat.compressors.candidate import Candidate
     from flatsat.harness.lab import Lab
     from flatsat.harness.search.settings import SearchSection
-    from flatsat.harness.search.table import LatencyTable, TablePlan
+    from flatsat.harness.search.table import BoardTable, TablePlan
     from flatsat.jobspec import MeasurePlan
     from flatsat.progress import Progress
     from flatsat.reports.interval import Interval
@@ -52,16 +52,16 @@ class Built:
 
 @dataclass(frozen=True)
 class Timed:
-    """Latency of one candidate in one comparison.
+    """Latency or modelled energy of one candidate in one comparison.
 
     Attributes:
-        medians_ns: round -> median of all its processes' inferences.
+        medians: round -> median of all its processes' inferences, in ns or nJ.
         why: there are none, or "".
         accuracy: on the test images, on the board; None where it was not asked for.
         dtype: of the form that counts, "float" or "int8".
     """
 
-    medians_ns: Mapping[int, float]
+    medians: Mapping[int, float]
     why: str = ""
     accuracy: float | None = None
     dtype: str = FLOAT
@@ -93,7 +93,7 @@ class Bench(Protocol):
             accuracy: run the test split on the board as well: only when all choices are made.
         """
 
-    def table(self, plan: TablePlan) -> LatencyTable:
+    def table(self, plan: TablePlan) -> BoardTable:
         """Measure single layers.
 
         Raises:
@@ -112,32 +112,32 @@ def together(stages: Sequence[Mapping[str, Timed]], candidate_id: str) -> Timed:
     for number, stage in enumerate(stages):
         if candidate_id in stage and stage[candidate_id].dtype == last.dtype:
             first = number * _ROUNDS_APART
-            rounds = stage[candidate_id].medians_ns
+            rounds = stage[candidate_id].medians
             medians |= {first + index: value for index, value in rounds.items()}
-    return replace(last, medians_ns={} if last.why else medians)
+    return replace(last, medians={} if last.why else medians)
 
 
-def relative(timed: Timed, anchor: Timed | None, unit_ns: float = 1.0) -> Interval | None:
-    """Return the latency over the rounds, as geometric mean with a 95 % interval.
+def relative(timed: Timed, anchor: Timed | None, unit: float = 1.0) -> Interval | None:
+    """Return the value over the rounds, as geometric mean with a 95 % interval.
 
     Args:
         timed: of the candidate.
-        anchor: of the dense network in the same rounds: the result is `unit_ns` x the mean ratio
+        anchor: of the dense network in the same rounds: the result is `unit` x the mean ratio
             to it, free of the machine's drift. None: the latency itself.
-        unit_ns: what a ratio of 1 stands for.
+        unit: what a ratio of 1 stands for.
     """
     from flatsat.reports.interval import Interval
     from flatsat.reports.stats import mean_log_ratio
 
-    rounds = sorted(timed.medians_ns)
+    rounds = sorted(timed.medians)
     if anchor is not None:
-        rounds = [index for index in rounds if index in anchor.medians_ns]
-    top = [timed.medians_ns[index] for index in rounds]
-    bottom = [1.0 if anchor is None else anchor.medians_ns[index] for index in rounds]
+        rounds = [index for index in rounds if index in anchor.medians]
+    top = [timed.medians[index] for index in rounds]
+    bottom = [1.0 if anchor is None else anchor.medians[index] for index in rounds]
     found = mean_log_ratio(top, bottom)
     if found is None:
         return None
-    scale = 1.0 if anchor is None else unit_ns
+    scale = 1.0 if anchor is None else unit
     ends = [None if end is None else end * scale for end in (found.low, found.high)]
     return Interval(found.value * scale, ends[0], ends[1], found.level, found.n, found.groups)
 
@@ -194,7 +194,7 @@ class LabBench:
         """Measure candidates as ordinary jobs of the search's run."""
         from flatsat.compressors.candidate import load_candidate
 
-        kinds = (JobKind.LATENCY, JobKind.ACCURACY) if accuracy else (JobKind.LATENCY,)
+        kinds = (self.section.job_kind, JobKind.ACCURACY)[: 2 if accuracy else 1]
         folders = [self.lab.candidates_dir / one for one in dict.fromkeys(candidate_ids)]
         candidates = [load_candidate(folder) for folder in folders]
         rows = run_jobs(
@@ -212,7 +212,7 @@ class LabBench:
         loss = self.section.space.int8_loss
         return {one.candidate_id: quickest(rows, one, loss) for one in candidates}
 
-    def table(self, plan: TablePlan) -> LatencyTable:
+    def table(self, plan: TablePlan) -> BoardTable:
         """Measure single layers as ordinary jobs of a run of their own."""
         from flatsat.harness.search.table_run import measure_table
 
@@ -238,10 +238,8 @@ def quickest(rows: Sequence[OutcomeRow], candidate: Candidate, int8_loss: float)
             forms.append(replace(found, dtype=artifact.role))
     if not forms:
         return Timed({}, f"its int8 form loses more than {int8_loss:g} in accuracy", dtype="int8")
-    ran = [one for one in forms if one.medians_ns]
-    return min(
-        ran, key=lambda one: float(np.median(list(one.medians_ns.values()))), default=forms[0]
-    )
+    ran = [one for one in forms if one.medians]
+    return min(ran, key=lambda one: float(np.median(list(one.medians.values()))), default=forms[0])
 
 
 def timed(rows: Sequence[OutcomeRow], artifacts: AbstractSet[str]) -> Timed:
@@ -266,12 +264,12 @@ def timed(rows: Sequence[OutcomeRow], artifacts: AbstractSet[str]) -> Timed:
             values = [
                 value
                 for samples in outcome.samples
-                if samples.quantity == "latency_ns" and samples.warm
+                if samples.quantity in ("latency_ns", "energy_nj") and samples.warm
                 for value in samples.values
             ]
             if values:
                 medians[row.job.round] = float(np.median(values))
-    return Timed(medians, "" if medians else why or "no job gave a latency", accuracy)
+    return Timed(medians, "" if medians else why or "no job gave a value", accuracy)
 
 
 def run_jobs(

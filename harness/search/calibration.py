@@ -18,30 +18,30 @@ class Calibration:
 
     Attributes:
         scale: above 0.
-        offset_ns: what no layer accounts for: calls, pooling, copies.
+        offset: what no layer accounts for: calls, pooling, copies.
         points: measured networks behind it.
         residual: median of |fitted / measured - 1| over these points.
     """
 
     scale: float
-    offset_ns: float
+    offset: float
     points: int
     residual: float
 
 
-def calibrate(sums_ns: Sequence[float], measured_ns: Sequence[float]) -> Calibration:
+def calibrate(layer_sums: Sequence[float], wholes: Sequence[float]) -> Calibration:
     """Fit scale and offset by non-negative least squares of the relative error.
 
     With one network, or networks of nearly the same sum, the scale alone.
 
     Args:
-        sums_ns: sum of the table's layers of each measured network, positive.
-        measured_ns: its latency as measured, positive.
+        layer_sums: sum of the table's layers of each measured network, positive.
+        wholes: what the whole network measured, positive, in the same unit.
 
     Raises:
         ValueError: no network, or not equally many.
     """
-    sums, measured = np.asarray(sums_ns, dtype=float), np.asarray(measured_ns, dtype=float)
+    sums, measured = np.asarray(layer_sums, dtype=float), np.asarray(wholes, dtype=float)
     if sums.shape != measured.shape or not sums.size:
         raise ValueError(f"{sums.size} sums and {measured.size} measurements")
     scale, offset = float(np.exp(np.mean(np.log(measured / sums)))), 0.0
@@ -59,14 +59,14 @@ def calibrate(sums_ns: Sequence[float], measured_ns: Sequence[float]) -> Calibra
     return Calibration(scale, offset, int(sums.size), residual)
 
 
-def prediction_error(predicted_ns: Sequence[float], measured_ns: Sequence[float]) -> float | None:
+def prediction_error(predicted: Sequence[float], measured: Sequence[float]) -> float | None:
     """Return the median of |predicted / measured - 1|; None without pairs.
 
     Over predictions that were made before the measurement: an error in the open, no residual.
     """
-    if not len(predicted_ns):
+    if not len(predicted):
         return None
-    ratio = np.asarray(predicted_ns, dtype=float) / np.asarray(measured_ns, dtype=float)
+    ratio = np.asarray(predicted, dtype=float) / np.asarray(measured, dtype=float)
     return float(np.median(np.abs(ratio - 1.0)))
 
 

@@ -1,10 +1,11 @@
-"""What a policy costs, layer by layer: exact multiply-accumulates, or latency by a table."""
+"""What a policy costs, layer by layer: exact multiply-accumulates, or by a board's table."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -12,17 +13,20 @@ import numpy as np
 if TYPE_CHECKING:
     from flatsat.harness.search.domain import Domain
 
+UNITS = MappingProxyType({"macs": "MACs", "latency": "ns", "energy": "nJ"})
+"""Quantity of a budget -> its unit."""
+
 
 class CostModel(Protocol):
     """The cost of policies; never falls when a channel is added."""
 
     @property
     def quantity(self) -> str:
-        """What is counted: "macs" or "latency"."""
+        """What is counted: "macs", "latency" or "energy"."""
 
     @property
     def unit(self) -> str:
-        """In which unit: "MACs" or "ns"."""
+        """In which unit: "MACs", "ns" or "nJ"."""
 
     @property
     def relative_error(self) -> float:
@@ -70,49 +74,54 @@ class MacsModel:
         return np.asarray(self.per_layer(counts).sum(axis=-1))
 
 
-class LayerLatency(Protocol):
-    """Latency of each layer by its input and output features; never falls in either."""
+class LayerCost(Protocol):
+    """Latency or energy of each layer by its features, in and out; never falls in either."""
 
-    def latency_ns(self, layer: int, inputs: np.ndarray, outputs: np.ndarray) -> np.ndarray:
-        """Return float64 nanoseconds of one layer for arrays of features of one shape."""
+    def cost(self, layer: int, inputs: np.ndarray, outputs: np.ndarray) -> np.ndarray:
+        """Return float64 (ns or nJ) of one layer for arrays of features of one shape."""
 
 
 @dataclass(frozen=True)
-class LatencyModel:
-    """Latency of the whole network: scale x (sum of layers) + offset, in nanoseconds.
+class BoardModel:
+    """Latency or energy of the whole network: scale x (sum of layers) + offset, in ns or nJ.
 
     Attributes:
         domain: of the network.
-        table: latency of single layers as measured on the board.
-        scale, offset_ns: from whole networks measured on the board; neither is negative, so that
+        table: single layers as measured on the board.
+        scale, offset: from whole networks measured on the board; neither is negative, so that
             the model never falls when a channel is added.
         relative_error: of predictions for networks that were measured afterwards.
+        quantity: "latency" or "energy".
     """
 
     domain: Domain
-    table: LayerLatency
+    table: LayerCost
     scale: float = 1.0
-    offset_ns: float = 0.0
+    offset: float = 0.0
     relative_error: float = float("nan")
     quantity: str = "latency"
-    unit: str = "ns"
+
+    @property
+    def unit(self) -> str:
+        """In which unit."""
+        return UNITS[self.quantity]
 
     def per_layer(self, counts: np.ndarray) -> np.ndarray:
-        """Return nanoseconds, float64 (..., layers); the offset belongs to no layer."""
+        """Return ns or nJ, float64 (..., layers); the offset belongs to no layer."""
         inputs, outputs = self.domain.features_in(counts), self.domain.features_out(counts)
         columns = [
-            self.table.latency_ns(index, inputs[..., index], outputs[..., index])
+            self.table.cost(index, inputs[..., index], outputs[..., index])
             for index in range(len(self.domain.layers))
         ]
         return np.asarray(self.scale * np.stack(columns, axis=-1))
 
-    def uncalibrated_ns(self, counts: np.ndarray) -> np.ndarray:
+    def uncalibrated(self, counts: np.ndarray) -> np.ndarray:
         """Return the sum of the layers alone, float64 (...)."""
         return np.asarray(self.per_layer(counts).sum(axis=-1) / self.scale)
 
     def total(self, counts: np.ndarray) -> np.ndarray:
-        """Return nanoseconds, float64 (...)."""
-        return np.asarray(self.per_layer(counts).sum(axis=-1) + self.offset_ns)
+        """Return ns or nJ, float64 (...)."""
+        return np.asarray(self.per_layer(counts).sum(axis=-1) + self.offset)
 
 
 def total_of(model: CostModel, counts: Sequence[int] | np.ndarray) -> float:

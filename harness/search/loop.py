@@ -12,12 +12,12 @@ import numpy as np
 from flatsat.errors import DataError, UsageError
 from flatsat.harness.search.archive import pack, unpack
 from flatsat.harness.search.calibration import Correction, calibrate, prediction_error
-from flatsat.harness.search.costs import LatencyModel, MacsModel
+from flatsat.harness.search.costs import BoardModel, MacsModel
 from flatsat.harness.search.history import Evaluated, Key, Measurement, Track
 from flatsat.harness.search.rewards import make_reward
 from flatsat.harness.search.seams import Fidelity
 from flatsat.harness.search.strategies import make_strategy, seeds_of
-from flatsat.harness.search.table import LatencyTable
+from flatsat.harness.search.table import BoardTable
 from flatsat.harness.search.wall import Wall
 from flatsat.harness.search.whole import Ground, Whole, layers_sum, one_torch_thread
 
@@ -145,11 +145,12 @@ class SearchLoop:
         if correction is None or self.ground.table is None:
             return MacsModel(self.domain)
         error = correction.prediction_error
-        return LatencyModel(
+        return BoardModel(
             self.domain,
             self.ground.table,
+            quantity=self.section.budget.quantity,
             scale=correction.calibration.scale,
-            offset_ns=correction.calibration.offset_ns,
+            offset=correction.calibration.offset,
             relative_error=float("nan") if error is None else error,
         )
 
@@ -315,7 +316,7 @@ class SearchLoop:
                 self._estimator.remember(one.key, one.accuracy)
         ground, correction = dict(head["ground"]), head["correction"]
         if ground["table"] is not None:
-            ground["table"] = LatencyTable.from_json(ground["table"])
+            ground["table"] = BoardTable.from_json(ground["table"])
         self._stand_on(
             Ground(**ground), None if correction is None else Correction.from_json(correction)
         )

@@ -22,8 +22,8 @@ _REWARDS = {
 def search_note(loop: SearchLoop, ending: Ending | None) -> dict[str, object]:
     """Return the note "search", from which the report draws."""
     section, ground, domain = loop.section, loop.ground, loop.domain
-    latency = ground.table is not None
-    clock = loop.whole.bench.time_kind
+    on_board = ground.table is not None
+    clock = loop.whole.bench.time_kind if section.budget.quantity == "latency" else None
     channels = [choice.channels for choice in domain.choices]
     layers = {layer.name: layer for layer in domain.layers}
     told = []
@@ -49,8 +49,8 @@ def search_note(loop: SearchLoop, ending: Ending | None) -> dict[str, object]:
             "limit": ground.limit,
             "reference": ground.reference,
             "unit": loop.wall.cost.unit,
-            "board": section.budget.board if latency else None,
-            "clock": clock.value if latency and clock is not None else None,
+            "board": section.budget.board if on_board else None,
+            "clock": clock.value if on_board and clock is not None else None,
         },
         "layers": told,
         "strategies": [
@@ -72,7 +72,7 @@ def detail_note(loop: SearchLoop, ending: Ending | None) -> dict[str, object]:
     """Return the note "search-detail": how well latency was predicted, the front, the verdicts.
 
     `{"schema", "prediction_error" (median relative, before each measurement; null: none),
-    "correction" (scale, offset_ns, points, residual; null without a table), "layers_run" (the run
+    "correction" (scale, offset, points, residual; null without a table), "layers_run" (the run
     that measured single layers), "layers_failed", "pareto" [{strategy, seed, evaluation, cost,
     accuracy}], "finals" [{strategy, candidate_id, verdict, accuracy_validation, accuracy_board,
     measured, low, high, keep, dtype}], "narrow", "verdict", "messages"}`

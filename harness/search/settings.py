@@ -8,7 +8,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from flatsat.errors import UsageError
 from flatsat.harness.config import TomlModel, read_toml
-from flatsat.jobspec import MeasurePlan
+from flatsat.jobspec import JobKind, MeasurePlan
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -70,13 +70,14 @@ class BudgetTable(TomlModel):
     """`[search.budget]`.
 
     Attributes:
-        quantity: "macs", or "latency" as measured on the board (median).
+        quantity: "macs"; or "latency" as measured on the board (median); or "energy" as modelled
+            from the events that the board's meter counts (median).
         ratio: of the dense network's value, in (0, 1].
-        limit: absolute, in MACs or nanoseconds, instead of a ratio.
+        limit: absolute, in MACs, nanoseconds or nanojoules, instead of a ratio.
         board: where candidates are measured; "" measures none (only with "macs").
     """
 
-    quantity: Literal["macs", "latency"] = "macs"
+    quantity: Literal["macs", "latency", "energy"] = "macs"
     ratio: Ratio | None = None
     limit: Positive | None = None
     board: str = "host"
@@ -85,8 +86,8 @@ class BudgetTable(TomlModel):
     def _one_limit(self) -> BudgetTable:
         if self.ratio is not None and self.limit is not None:
             raise ValueError("ratio and limit exclude each other")
-        if self.quantity == "latency" and not self.board:
-            raise ValueError("a latency budget needs a board")
+        if self.quantity != "macs" and not self.board:
+            raise ValueError(f"a budget on {self.quantity} needs a board")
         return self
 
 
@@ -126,7 +127,7 @@ class EstimateTable(TomlModel):
     Attributes:
         calibration_batches: batches of 50 calibration images.
         points: sampled positions of each map.
-        grid: counts measured on each side of a layer, for the latency table.
+        grid: counts measured on each side of a layer, for the board's table.
     """
 
     calibration_batches: Count = 60
@@ -187,6 +188,11 @@ class SearchSection(SearchTable):
     estimate: EstimateTable = EstimateTable()
     measure: MeasureTable = MeasureTable()
     finish: FinishTable = FinishTable()
+
+    @property
+    def job_kind(self) -> JobKind:
+        """The kind of job that measures the budget's quantity."""
+        return JobKind.ENERGY if self.budget.quantity == "energy" else JobKind.LATENCY
 
     @model_validator(mode="after")
     def _has_budget(self) -> SearchSection:

@@ -25,12 +25,12 @@ class Grid:
 
     Attributes:
         inputs, outputs: ascending counts of features.
-        latency_ns: float64 (inputs, outputs): above the empty model's; never falls along an axis.
+        values: float64 (inputs, outputs): above the empty model's; never falls along an axis.
     """
 
     inputs: np.ndarray
     outputs: np.ndarray
-    latency_ns: np.ndarray
+    values: np.ndarray
 
     def at(self, inputs: np.ndarray, outputs: np.ndarray) -> np.ndarray:
         """Interpolate bilinearly; outside the grid its edge holds."""
@@ -38,61 +38,61 @@ class Grid:
         column, across = _place(self.outputs, outputs)
         next_row = np.minimum(row + 1, len(self.inputs) - 1)
         next_column = np.minimum(column + 1, len(self.outputs) - 1)
-        values = self.latency_ns
+        values = self.values
         near = values[row, column] * (1 - across) + values[row, next_column] * across
         far = values[next_row, column] * (1 - across) + values[next_row, next_column] * across
         return np.asarray(near * (1 - along) + far * along)
 
 
 @dataclass(frozen=True)
-class LatencyTable:
+class BoardTable:
     """Latency of every layer of a domain on one board.
 
     Attributes:
         grids: one a layer, in the order of the domain's layers.
-        empty_ns: what a model costs that hands its input on: subtracted from each layer.
+        empty_value: what a model costs that hands its input on: subtracted from each layer.
         failed: layers that the board could not run alone -> why; they count as free, which the
             calibration by whole networks has to make up for.
         run_id: the run whose jobs measured it.
     """
 
     grids: tuple[Grid, ...]
-    empty_ns: float
+    empty_value: float
     failed: Mapping[str, str]
     run_id: str = ""
 
-    def latency_ns(self, layer: int, inputs: np.ndarray, outputs: np.ndarray) -> np.ndarray:
+    def cost(self, layer: int, inputs: np.ndarray, outputs: np.ndarray) -> np.ndarray:
         """Return nanoseconds of one layer for arrays of features of one shape."""
         return self.grids[layer].at(inputs, outputs)
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON-able mapping that `from_json` reads back to the bit."""
         return {
-            "empty_ns": self.empty_ns,
+            "empty_value": self.empty_value,
             "failed": dict(self.failed),
             "run_id": self.run_id,
             "grids": [
                 {
                     "inputs": grid.inputs.tolist(),
                     "outputs": grid.outputs.tolist(),
-                    "latency_ns": grid.latency_ns.tolist(),
+                    "values": grid.values.tolist(),
                 }
                 for grid in self.grids
             ],
         }
 
     @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> LatencyTable:
+    def from_json(cls, value: Mapping[str, Any]) -> BoardTable:
         """Read what `to_json` wrote."""
         grids = tuple(
             Grid(
                 np.array(grid["inputs"], dtype=np.float64),
                 np.array(grid["outputs"], dtype=np.float64),
-                np.array(grid["latency_ns"], dtype=np.float64),
+                np.array(grid["values"], dtype=np.float64),
             )
             for grid in value["grids"]
         )
-        return cls(grids, float(value["empty_ns"]), dict(value["failed"]), value["run_id"])
+        return cls(grids, float(value["empty_value"]), dict(value["failed"]), value["run_id"])
 
 
 class TablePlan:
@@ -137,7 +137,7 @@ class TablePlan:
 
     def table(
         self, measured: Mapping[Probe, float], failed: Mapping[Probe, str], run_id: str = ""
-    ) -> LatencyTable:
+    ) -> BoardTable:
         """Put measurements together.
 
         Args:
@@ -154,7 +154,7 @@ class TablePlan:
                 f"the board could not run the layers alone: {why}",
                 hint="see: flatsat board doctor, or use budget.quantity = 'macs'",
             )
-        empty_ns = measured[self.empty]
+        empty_value = measured[self.empty]
         grids, lost = [], {}
         for layer, (inputs, outputs) in zip(self._domain.layers, self.axes, strict=True):
             wanted = [[probe_of(layer, i, o) for o in outputs] for i in inputs]
@@ -164,11 +164,11 @@ class TablePlan:
                 values = np.zeros((len(inputs), len(outputs)))
             else:
                 values = np.array([[measured[probe] for probe in row] for row in wanted])
-                values = np.maximum(monotone(values) - empty_ns, 0.0)
+                values = np.maximum(monotone(values) - empty_value, 0.0)
             grids.append(
                 Grid(np.array(inputs, dtype=float), np.array(outputs, dtype=float), values)
             )
-        return LatencyTable(tuple(grids), empty_ns, lost, run_id)
+        return BoardTable(tuple(grids), empty_value, lost, run_id)
 
 
 def monotone(values: np.ndarray) -> np.ndarray:

@@ -8,19 +8,18 @@ from typing import TYPE_CHECKING
 
 from flatsat.harness.search.bench import run_jobs, timed
 from flatsat.harness.search.probes import Probe, model_bytes
-from flatsat.jobspec import JobKind
 
 if TYPE_CHECKING:
     from flatsat.compressors.candidate import Candidate
     from flatsat.harness.lab import Lab
     from flatsat.harness.search.settings import SearchSection
-    from flatsat.harness.search.table import LatencyTable, TablePlan
+    from flatsat.harness.search.table import BoardTable, TablePlan
     from flatsat.progress import Progress
 
 
 def measure_table(
     lab: Lab, plan: TablePlan, section: SearchSection, progress: Progress
-) -> LatencyTable:
+) -> BoardTable:
     """Measure every probe of a plan on the search's board, in a run of kind "layers".
 
     The run is one of its own, so that the search's page shows networks and not their parts.
@@ -46,7 +45,7 @@ def measure_table(
             run_id,
             list(candidates.values()),
             board=board,
-            kinds=(JobKind.LATENCY,),
+            kinds=(section.job_kind,),
             plan=section.measure.plan(),
             rounds=1,
             comparison="layers",
@@ -57,8 +56,8 @@ def measure_table(
         failed: dict[Probe, str] = {}
         for probe, candidate in candidates.items():
             found = timed(rows, {artifact.sha256 for artifact in candidate.artifacts})
-            if found.medians_ns:
-                measured[probe] = found.medians_ns[0]
+            if found.medians:
+                measured[probe] = found.medians[0]
             else:
                 failed[probe] = found.why
         table = plan.table(measured, failed, run_id)

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 from flatsat.errors import InfrastructureError
 from flatsat.harness.search.bench import Bench, Built, Timed, relative, together
-from flatsat.harness.search.costs import LatencyModel, MacsModel, total_of
+from flatsat.harness.search.costs import BoardModel, MacsModel, total_of
 from flatsat.harness.search.history import Measurement
-from flatsat.harness.search.table import LatencyTable, TablePlan
+from flatsat.harness.search.table import BoardTable, TablePlan
 
 if TYPE_CHECKING:
     from flatsat.harness.search.costs import CostModel
@@ -29,13 +29,13 @@ class Ground:
     Attributes:
         reference: the dense network's value of the budget's quantity.
         limit: of the budget in its unit; None for none.
-        table: latency of single layers; None for a budget on MACs.
+        table: of single layers on the board; None for a budget on MACs.
         dense_id: the dense candidate; "" without a board.
     """
 
     reference: float
     limit: float | None
-    table: LatencyTable | None
+    table: BoardTable | None
     dense_id: str
 
 
@@ -45,7 +45,7 @@ class Stage:
 
     Attributes:
         measurements: in the order of the policies.
-        timed: candidate_id -> its latency, the dense network's among them.
+        timed: candidate_id -> its measurement, the dense network's among them.
     """
 
     measurements: list[Measurement]
@@ -78,7 +78,7 @@ class Whole:
         """
         budget = self.section.budget
         table = None
-        if budget.quantity == "latency":
+        if budget.quantity != "macs":
             table = self.bench.table(TablePlan(self.domain, self.section.estimate.grid))
         dense_id = ""
         reference = float(MacsModel(self.domain).total(self.domain.full))
@@ -90,7 +90,8 @@ class Whole:
                 found = relative(told, None)
                 if found is None:
                     raise InfrastructureError(
-                        f"{budget.board} gave no latency of the dense network: {told.why}",
+                        f"{budget.board} gave no {budget.quantity} of the dense network: "
+                        f"{told.why}",
                         hint=f"see: flatsat board doctor {budget.board}",
                     )
                 reference = found.value
@@ -202,10 +203,10 @@ class Whole:
         )
 
 
-def layers_sum(domain: Domain, table: LatencyTable, counts: Sequence[int]) -> float:
+def layers_sum(domain: Domain, table: BoardTable, counts: Sequence[int]) -> float:
     """Return the sum of a policy's layers in nanoseconds, at least 1."""
     # Layers too quick to be told from the empty model would make a sum of nothing.
-    return max(1.0, total_of(LatencyModel(domain, table), counts))
+    return max(1.0, total_of(BoardModel(domain, table), counts))
 
 
 @contextmanager

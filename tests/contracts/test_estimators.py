@@ -14,7 +14,7 @@ from flatsat.compressors.graph import layers
 from flatsat.compressors.reconstruct import ChannelPruner
 from flatsat.datasets.splits import Split
 from flatsat.errors import UsageError
-from flatsat.harness.search.costs import LatencyModel, MacsModel, total_of
+from flatsat.harness.search.costs import BoardModel, MacsModel, total_of
 from flatsat.harness.search.domain import Graph
 from flatsat.harness.search.estimate import estimator_of
 from flatsat.harness.search.seams import Estimator, Fidelity
@@ -52,7 +52,7 @@ def _estimators() -> dict[str, tuple[object, Estimator, object]]:
     macs = MacsModel(domain)
     plan = TablePlan(domain, 3)
     table = plan.table({p: 5.0 + p.inputs * p.outputs for p in plan.probes()}, {})
-    latency = LatencyModel(domain, table, relative_error=0.02)
+    latency = BoardModel(domain, table, relative_error=0.02)
     return {
         "no-finetune, MACs": (domain, estimator_of(pruner, split, macs), macs),
         "no-finetune, latency": (domain, estimator_of(pruner, split, latency), latency),

@@ -24,7 +24,7 @@ from flatsat.seeds import generator
 from flatsat.units import TimeKind
 
 if TYPE_CHECKING:
-    from flatsat.harness.search.table import LatencyTable, TablePlan
+    from flatsat.harness.search.table import BoardTable, TablePlan
 
 NEEDS = (0.25, 0.9, 0.25, 0.8, 0.25, 1.0, 0.3, 0.7)
 """Share of its channels that each planted layer can't do without; the rest is redundant."""
@@ -143,7 +143,7 @@ class PlantedBench:
             )
         return found
 
-    def table(self, plan: TablePlan) -> LatencyTable:
+    def table(self, plan: TablePlan) -> BoardTable:
         """Return the layers as they are alone: a thousand nanoseconds more than nothing."""
         self.tables += 1
         return plan.table(

@@ -76,13 +76,13 @@ def test_the_quickest_accurate_form_counts(
     rows = [row("float", r, float_ns) for r in (0, 1)] + [row("int8", r, int8_ns) for r in (0, 1)]
     found = quickest(rows, candidate(accuracies, BOTH), int8_loss=0.01)
     assert found.dtype == dtype
-    assert found.medians_ns == {0: median, 1: median}
+    assert found.medians == {0: median, 1: median}
     assert not found.why
 
 
 def test_an_int8_form_alone_that_loses_too_much_says_so() -> None:
     found = quickest([row("int8", 0, 60)], candidate(BAD, ("int8",)), int8_loss=0.01)
-    assert not found.medians_ns
+    assert not found.medians
     assert "loses more than 0.01" in found.why
 
 
@@ -94,7 +94,7 @@ def test_rounds_of_two_forms_are_never_put_together() -> None:
     ]
     both = together(stages, "c")
     assert both.dtype == "int8"
-    assert sorted(both.medians_ns.values()) == [7.0, 8.0]
+    assert sorted(both.medians.values()) == [7.0, 8.0]
 
 
 def test_accuracy_is_that_of_the_form() -> None:

@@ -105,7 +105,7 @@ def test_measurements_correct_the_prediction_for_all(small, make_section, make_b
     loop = make_loop(section, make_bench(small))
     loop.prepare()
     # The dense network alone can't tell the fixed part from the layers.
-    assert loop.correction.calibration.offset_ns == 0.0
+    assert loop.correction.calibration.offset == 0.0
     assert loop.error is None
     while not loop.finished:
         loop.batch()

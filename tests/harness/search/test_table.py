@@ -13,9 +13,9 @@ from hypothesis.extra import numpy as hnp
 
 from flatsat.errors import InfrastructureError
 from flatsat.harness.search.calibration import calibrate, prediction_error
-from flatsat.harness.search.costs import LatencyModel, total_of
+from flatsat.harness.search.costs import BoardModel, total_of
 from flatsat.harness.search.probes import Probe, model_bytes
-from flatsat.harness.search.table import Grid, LatencyTable, TablePlan, monotone
+from flatsat.harness.search.table import BoardTable, Grid, TablePlan, monotone
 
 TABLES = hnp.arrays(
     np.float64, hnp.array_shapes(min_dims=2, max_dims=2, max_side=5), elements=st.floats(0, 1e6)
@@ -41,7 +41,7 @@ def test_interpolation_never_falls_and_meets_the_measured_points(values, data) -
     )
     grid = Grid(rows.astype(float), columns.astype(float), monotone(values))
     at = grid.at(*np.meshgrid(grid.inputs, grid.outputs, indexing="ij"))
-    assert np.allclose(at, grid.latency_ns, rtol=1e-12)
+    assert np.allclose(at, grid.values, rtol=1e-12)
     steps = np.linspace(0, rows[-1] + 2, 17)
     across = np.full_like(steps, data.draw(st.floats(0, float(columns[-1]))))
     rise = np.diff(grid.at(steps, across))
@@ -105,13 +105,13 @@ def test_the_empty_model_is_subtracted_and_lost_layers_are_told(planted) -> None
         del measured[probe]
     table = plan.table(measured, dict.fromkeys(lost, "unsupported"), "layers-1")
     assert table.failed == {"fc": "unsupported"}
-    model = LatencyModel(planted, table)
+    model = BoardModel(planted, table)
     per_layer = model.per_layer(planted.full)
     assert per_layer[:2] == pytest.approx([3 * 32, 32 * 32])
     assert per_layer[-1] == 0.0
-    again = LatencyTable.from_json(table.to_json())
+    again = BoardTable.from_json(table.to_json())
     assert again.run_id == "layers-1"
-    assert np.array_equal(LatencyModel(planted, again).per_layer(planted.full), per_layer)
+    assert np.array_equal(BoardModel(planted, again).per_layer(planted.full), per_layer)
 
 
 def test_a_board_that_runs_no_layer_is_an_error_that_says_why(planted) -> None:
@@ -130,7 +130,7 @@ def test_a_board_that_runs_no_layer_is_an_error_that_says_why(planted) -> None:
 def test_calibration_finds_scale_and_offset(scale: float, offset: float, sums: list[float]) -> None:
     sums = [min(sums), 1.2 * max(sums), *sums]
     found = calibrate(sums, [scale * total + offset for total in sums])
-    predicted = [found.scale * total + found.offset_ns for total in sums]
+    predicted = [found.scale * total + found.offset for total in sums]
     assert predicted == pytest.approx([scale * total + offset for total in sums], rel=1e-4)
     assert found.residual < 1e-4
 
@@ -141,12 +141,12 @@ def test_calibration_finds_scale_and_offset(scale: float, offset: float, sums: l
 def test_a_calibration_never_makes_a_channel_free_or_negative(pairs) -> None:
     found = calibrate([total for total, _ in pairs], [measured for _, measured in pairs])
     assert found.scale > 0
-    assert found.offset_ns >= 0
+    assert found.offset >= 0
 
 
 def test_one_network_gives_the_scale_alone() -> None:
     found = calibrate([100.0], [250.0])
-    assert (found.scale, found.offset_ns, found.points) == (pytest.approx(2.5), 0.0, 1)
+    assert (found.scale, found.offset, found.points) == (pytest.approx(2.5), 0.0, 1)
 
 
 def test_prediction_error_is_of_the_median_pair() -> None:
@@ -158,7 +158,7 @@ def test_prediction_error_is_of_the_median_pair() -> None:
 def test_a_corrected_model_stays_additive(planted) -> None:
     plan = TablePlan(planted, 3)
     table = plan.table({p: 10.0 + p.inputs * p.outputs for p in plan.probes()}, {})
-    plain = LatencyModel(planted, table)
-    model = LatencyModel(planted, table, scale=2.0, offset_ns=7.0)
+    plain = BoardModel(planted, table)
+    model = BoardModel(planted, table, scale=2.0, offset=7.0)
     assert total_of(model, planted.full) == pytest.approx(2 * total_of(plain, planted.full) + 7)
     assert math.isnan(model.relative_error)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from flatsat.errors import UsageError
 from flatsat.harness.search.amc import AmcSettings, AmcStrategy
 from flatsat.harness.search.baselines import RandomStrategy, UniformStrategy
-from flatsat.harness.search.costs import CostModel, LatencyModel, MacsModel, total_of
+from flatsat.harness.search.costs import BoardModel, CostModel, MacsModel, total_of
 from flatsat.harness.search.ddpg import DdpgSettings
 from flatsat.harness.search.domain import Choice, CostLayer, Domain
 from flatsat.harness.search.rewards import ResourceConstrained
@@ -70,7 +70,7 @@ def _latency(domain: Domain, seed: int) -> CostModel:
         for probe in plan.probes()
     }
     noisy[plan.empty] = 400.0
-    return LatencyModel(domain, plan.table(noisy, {}), scale=1.2, offset_ns=50.0)
+    return BoardModel(domain, plan.table(noisy, {}), scale=1.2, offset=50.0)
 
 
 @given(
