@@ -76,6 +76,12 @@ class Line:
             except OSError:
                 raise SessionEnd(0) from None
 
+    def settle(self) -> None:
+        """Wait until the host has everything; nothing to wait for on a line that loses nothing."""
+
+    def close(self) -> None:
+        """Give the host a moment to take the last words; not needed here, either."""
+
 
 def take_stdio() -> Tuple[int, int]:
     """Return private copies of standard input and output, and send stray prints to stderr."""

@@ -9,8 +9,10 @@ import sys
 import zipfile
 from typing import List, Optional
 
+from .console import Console
 from .line import Line, take_stdio
 from .processes import Launcher
+from .reliable_line import ReliableLine
 from .store import Store, digest_of
 from .supervisor import Supervisor, serve
 
@@ -54,10 +56,27 @@ def main(argv: Optional[List[str]] = None) -> int:
         metavar="SECONDS",
         help="end after so long without a message from the host, while no job runs",
     )
+    parser.add_argument(
+        "--arq",
+        type=int,
+        metavar="NUMBER",
+        help="the line may lose bytes: repeat what got lost; the number is this session's",
+    )
     arguments = parser.parse_args(argv)
-    line = Line(*take_stdio(), patience_s=arguments.silence)
-    store = Store(arguments.store)
-    code = unpack(os.path.abspath(sys.argv[0]), store)
-    launcher = Launcher(code, dict(entry.split("=", 1) for entry in arguments.site))
-    agent = os.path.basename(code)
-    return serve(Supervisor(line, store, launcher, agent, arguments.silence))
+    fd_in, fd_out = take_stdio()
+    console = Console(os.ttyname(fd_in)) if os.isatty(fd_in) else None
+    if console is not None:
+        fd_in = fd_out = console.fd
+    line = Line(fd_in, fd_out, arguments.silence)
+    if arguments.arq is not None:
+        line = ReliableLine(fd_in, fd_out, arguments.silence, arguments.arq)
+    try:
+        store = Store(arguments.store)
+        code = unpack(os.path.abspath(sys.argv[0]), store)
+        launcher = Launcher(code, dict(entry.split("=", 1) for entry in arguments.site))
+        agent = os.path.basename(code)
+        return serve(Supervisor(line, store, launcher, agent, arguments.silence))
+    finally:
+        line.close()
+        if console is not None:
+            console.close()

@@ -51,9 +51,7 @@ class Supervisor:
         self._launcher = launcher
         self._agent = agent
         self._silence_s = silence_s
-        self._jobs = Jobs(
-            store, launcher, lambda about: self._send_json(Type.STARTED, about), self._watch
-        )
+        self._jobs = Jobs(store, launcher, self._started, self._watch)
         self._files = Files(store, launcher, self._send)
         self._peer = Peer()
         self._greeted = False
@@ -203,6 +201,11 @@ class Supervisor:
                 del self._answers[next(iter(self._answers))]
         for kind, payload in answer.messages:
             self._send(kind, payload)
+
+    def _started(self, about: Mapping[str, Any]) -> None:
+        self._send_json(Type.STARTED, about)
+        # On a line that repeats what got lost, nothing may be left to repeat in the window.
+        self._line.settle()
 
     def _watch(self, child: Child, deadline: float) -> Tuple[Exit, Optional[str]]:
         """Sleep until the process has ended; kill it at its deadline or when the host cancels."""
