@@ -282,7 +282,9 @@ def _read(folder: Path, runtime: str) -> Site | None:
 def _download(
     folder: Path, runtime: str, needs: _Needs, interpreter: Interpreter, progress: Progress
 ) -> Site:
-    shutil.rmtree(folder, ignore_errors=True)
+    # Whoever was killed while it fetched holds the lock no longer.
+    for old in (folder, *folder.parent.glob(f".{folder.name}.*.tmp")):
+        shutil.rmtree(old, ignore_errors=True)
     part = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=".tmp"))
     try:
         _pip(part, runtime, needs, interpreter, progress)

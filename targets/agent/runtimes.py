@@ -120,7 +120,10 @@ def make_runtime(name: str) -> Runtime:
         )
     try:
         return RUNTIMES[name]()
-    except ImportError as error:
+    except MemoryError:
+        raise
+    except Exception as error:
+        # Not only ImportError: a library without a symbol, or with another NumPy, has its own.
         raise AgentFault(
             "board",
             "no-runtime",

@@ -253,6 +253,17 @@ async def test_the_newer_of_two_sites_is_used_when_it_is_asked_for(
     assert len(bench.sites) == 2
 
 
+@pytest.mark.parametrize("error", ["ImportError", "OSError", "AttributeError", "SystemError"])
+async def test_a_runtime_that_does_not_load_there_is_the_boards_fault(
+    bench: Bench, make_wheel: MakeWheel, tmp_path: Path, error: str
+) -> None:
+    code = f"raise {error}('version GLIBC_2.38 not found')".encode()
+    broken = make_wheel(tmp_path, "broken", members={"tflite_runtime/__init__.py": code})
+    outcome = await bench.once(Provider(site_of([broken])))
+    assert fault_of(outcome) == (Owner.BOARD, "no-runtime")
+    assert "GLIBC_2.38" in outcome.fault.message  # type: ignore[union-attr]
+
+
 @pytest.mark.parametrize("what", ["no archive", "leads out"])
 async def test_a_wheel_that_is_none_fails_the_job_and_leaves_nothing(
     bench: Bench, make_wheel: MakeWheel, tmp_path: Path, what: str

@@ -139,6 +139,17 @@ def test_two_at_once_fetch_once(index: Path, tmp_path: Path) -> None:
     assert len(log.lines) == 1
 
 
+def test_what_a_killed_fetch_left_goes_with_the_next(index: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    site = site_for("onnxruntime", PI, cache_dir=cache)
+    folder = site.wheels[0].parent
+    left = folder.with_name(f".{folder.name}.abcd.tmp")
+    folder.rename(left)
+    (left / "site.json").unlink()
+    assert site_for("onnxruntime", PI, cache_dir=cache) == site
+    assert not left.exists()
+
+
 @pytest.mark.parametrize("missing", ["onnxruntime", "numpy"])
 def test_without_a_wheel_python_and_architecture_are_named(
     index: Path, tmp_path: Path, missing: str
