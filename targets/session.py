@@ -27,6 +27,7 @@ from flatsat.outcome import (
 )
 from flatsat.targets.agent.frames import PACKED, Message, Peer, Type
 from flatsat.targets.board import BoardIdentity, BoardRefused, Lease, LinkDown
+from flatsat.targets.cores import completed
 from flatsat.targets.health import degraded, health_from_json
 from flatsat.targets.links import Link, LinkTimeout
 from flatsat.targets.provisioning import Provisioning
@@ -294,6 +295,8 @@ class AgentSession:
             "after": states.get("after"),
         }
         evidence["agent"] = self.welcome["agent"]
+        if isinstance(found := evidence.get("capability"), dict):
+            evidence["capability"] = completed(found, facts, self._time_kind)
         return evidence
 
     # Messages.

@@ -59,6 +59,21 @@ def status_bytes(key: str) -> Optional[int]:
     return None
 
 
+def pss_bytes() -> Optional[int]:
+    """Return this process's proportional share of the memory that it has mapped now."""
+    for line in (read_text("/proc/self/smaps_rollup") or "").splitlines():
+        name, _, value = line.partition(":")
+        if name == "Pss":
+            return int(value.split()[0]) * 1024
+    return None
+
+
+def _soc() -> Optional[str]:
+    """Return the system-on-chip: the most general entry of "compatible" is it."""
+    names = [name for name in (read_text("/proc/device-tree/compatible") or "").split("\0") if name]
+    return names[-1] if names else read_text("/sys/class/dmi/id/product_name")
+
+
 def _serial() -> str:
     """Return what tells this board from others of its make; a machine id only as a digest."""
     tree = read_text("/proc/device-tree/serial-number")
@@ -93,7 +108,9 @@ def identity() -> Dict[str, Any]:
     flags = fields.get("flags", fields.get("Features", ""))
     return {
         "serial": _serial(),
-        "soc": read_text("/proc/device-tree/model") or read_text("/sys/class/dmi/id/product_name"),
+        "model": read_text("/proc/device-tree/model")
+        or read_text("/sys/class/dmi/id/product_name"),
+        "soc": _soc(),
         "cpu_model": _cpu_model(fields),
         "cpu_flags": sorted(set(flags.split())),
         "arch": os.uname().machine,
@@ -191,19 +208,28 @@ def health() -> Dict[str, Any]:
 
 
 def caches() -> List[Dict[str, Any]]:
-    """Return the caches of the first core: level, type, size as the kernel writes it."""
+    """Return the caches of the first core whose size the kernel tells; emulators tell none."""
     found = []
     for index in range(8):
         folder = _CPU0 + "cache/index%d/" % index
         level = _read_int(folder + "level")
-        if level is None:
-            break
-        found.append(
-            {
-                "level": level,
-                "type": read_text(folder + "type"),
-                "size": read_text(folder + "size"),
-                "shared_by": read_text(folder + "shared_cpu_list"),
-            }
-        )
+        size = _size_bytes(read_text(folder + "size"))
+        if level is not None and size is not None:
+            found.append(
+                {
+                    "level": level,
+                    "type": read_text(folder + "type"),
+                    "size_bytes": size,
+                    "shared_by": read_text(folder + "shared_cpu_list"),
+                }
+            )
     return found
+
+
+def _size_bytes(text: Optional[str]) -> Optional[int]:
+    """Return a cache's size, which the kernel writes as in "32K"."""
+    if not text:
+        return None
+    unit = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}.get(text[-1], 1)
+    digits = text[:-1] if unit > 1 else text
+    return int(digits) * unit if digits.isdigit() and int(digits) else None

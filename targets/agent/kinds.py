@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Callable, Dict, List, Mapping, Optional, 
 import numpy as np
 
 from . import facts
+from .capability import capability
 from .energy import Windows, count_events
 from .faults import AgentFault, out_of_memory
 from .goldens import check_goldens, read_arrays, run_rows
@@ -50,6 +51,9 @@ def latency(runtime: Runtime, orders: Mapping[str, Any], result: Result) -> None
     peak = facts.status_bytes("VmHWM")
     if peak is not None:
         result.add("rss_bytes", "VmHWM", True, array("q", [peak]))
+    share = facts.pss_bytes()
+    if share is not None:
+        result.add("pss_bytes", "smaps_rollup", True, array("q", [share]))
     if spec.get("goldens"):
         result.head["agreement"] = check_goldens(model, orders["goldens"], spec)
 
@@ -179,52 +183,15 @@ def _add_nodes(
     return table
 
 
-_NATIVE = {
-    "float16": ("fphp", "asimdhp", "avx512_fp16"),
-    "bfloat16": ("bf16", "avx512_bf16", "amx_bf16"),
-    "int8-dot": ("asimddp", "i8mm", "avx512_vnni", "avx_vnni", "amx_int8"),
-}
-
-
-def capability(runtime: Runtime, orders: Mapping[str, Any], result: Result) -> None:
-    """Tell what the CPU can do: flags of narrow types, caches, and two rates measured by NumPy.
-
-    The rates are of one NumPy thread: best of seven products of 384 x 384 float32 matrices, and
-    best of seven copies of 32 MiB. They bound nothing; they tell boards apart.
-    """
-    del orders
-    flags = set(facts.identity()["cpu_flags"])
-    side = 384
-    left = np.ones((side, side), np.float32)
-    source = np.ones(32 << 20, np.uint8)
-    target = np.empty_like(source)
-    product_ns = _best_ns(lambda: left @ left)
-    copy_ns = _best_ns(lambda: np.copyto(target, source))
-    result.head["capability"] = {
-        "runtime": runtime.facts(),
-        "native": {name: sorted(flags.intersection(names)) for name, names in _NATIVE.items()},
-        "caches": facts.caches(),
-        "numpy": np.__version__,
-        "gmac_s": {"method": "numpy matmul 384 float32, 1 thread", "value": side**3 / product_ns},
-        "copy_gb_s": {"method": "numpy copy 32 MiB", "value": source.nbytes / copy_ns},
-    }
-
-
-def _best_ns(call: Callable[[], Any]) -> int:
-    best = None
-    for _ in range(7):
-        begin = time.perf_counter_ns()
-        call()
-        spent = time.perf_counter_ns() - begin
-        best = spent if best is None else min(best, spent)
-    return max(1, best or 1)
+def _capability(runtime: Runtime, orders: Mapping[str, Any], result: Result) -> None:
+    result.head["capability"] = capability(runtime, orders)
 
 
 KINDS: Dict[str, Callable[[Runtime, Mapping[str, Any], Result], None]] = {
     "latency": latency,
     "accuracy": accuracy,
     "layers": layers,
-    "capability": capability,
+    "capability": _capability,
     "energy": energy,
     "faults": latency,
 }

@@ -168,16 +168,6 @@ async def test_a_layers_job_times_every_node(bench: Any, make_latency: MakeJob) 
     assert of(outcome, "latency_ns") == []
 
 
-async def test_a_capability_job_tells_what_the_board_has(bench: Any, make_latency: MakeJob) -> None:
-    outcome = await bench.run(make_latency(bench.files.dense(), kind=JobKind.CAPABILITY))
-    assert isinstance(outcome, Measured)
-    found: Any = outcome.evidence["capability"]
-    assert "CPUExecutionProvider" in found["runtime"]["providers"]
-    assert found["gmac_s"]["value"] > 0
-    assert found["copy_gb_s"]["value"] > 0
-    assert set(found["native"]) == {"float16", "bfloat16", "int8-dot"}
-
-
 def typed_graph() -> Any:
     """Inputs of many types under names with slashes, one a scalar; each is passed through."""
     inputs = [
