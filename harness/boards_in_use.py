@@ -12,6 +12,7 @@ from flatsat.units import TimeKind
 
 if TYPE_CHECKING:
     from flatsat.harness.lab import Lab
+    from flatsat.progress import Progress
     from flatsat.targets.board import Board, Lease, Session
 
 ATTEMPTS = 3
@@ -28,6 +29,18 @@ def by_machine(boards: Mapping[str, Board]) -> tuple[list[str], list[str], list[
     alone = [name for name in here if boards[name].time_kind is TimeKind.WALL]
     together = [name for name in here if name not in alone]
     return alone, together, [name for name in boards if name not in here]
+
+
+async def prepare(board: Board, progress: Progress) -> None:
+    """Do what a board needs once before its first use, before anything is timed on this machine.
+
+    Raises:
+        InfrastructureError: that fails, or lacks a program.
+    """
+    from flatsat.targets.board import Prepared
+
+    if isinstance(board, Prepared):
+        await board.prepare(progress)
 
 
 @contextlib.asynccontextmanager

@@ -19,6 +19,7 @@ from flatsat.harness.boards_in_use import (
     Connection,
     by_machine,
     leased,
+    prepare,
 )
 from flatsat.harness.plan import PlannedJob, expected_s
 from flatsat.jobspec import JobKind, reuse_key
@@ -227,7 +228,14 @@ class _Execution:
         jobs: dict[str, list[PlannedJob]] = {}
         for job in self._jobs:
             jobs.setdefault(job.board, []).append(job)
-        alone, together, apart = by_machine({name: self._lab.board(name) for name in jobs})
+        boards = {name: self._lab.board(name) for name in jobs}
+        for name, board in boards.items():
+            try:
+                await prepare(board, self._progress)
+            except InfrastructureError as error:
+                self._quarantine(name, str(error))
+                del jobs[name]
+        alone, together, apart = by_machine({name: boards[name] for name in jobs})
         try:
             async with asyncio.TaskGroup() as group:
                 for name in apart:

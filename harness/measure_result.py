@@ -190,6 +190,7 @@ def summarise(
         fault = Fault(Owner.HARNESS, transient=True, code="inconclusive", message=outcome.why)
     samples = () if isinstance(outcome, Failed) else outcome.samples
     measured = isinstance(outcome, Measured)
+    tested = spec.plan.warmup == "steady"
     facts = {} if board is None else dict(board.facts)
     environment = outcome.evidence.get("environment")
     runtime = outcome.evidence.get("runtime")
@@ -204,7 +205,7 @@ def summarise(
         runtime=spec.runtime,
         threads=spec.threads,
         batch=spec.batch,
-        latency_ns=_latency(samples, outcome.evidence) if measured else None,
+        latency_ns=_latency(samples, outcome.evidence, tested=tested) if measured else None,
         memory_bytes=_memory(samples, artifact) if measured else None,
         agreement=outcome.agreement if isinstance(outcome, Measured) else None,
         health=outcome.health,
@@ -216,7 +217,10 @@ def summarise(
     )
 
 
-def _latency(samples: Sequence[Samples], evidence: Mapping[str, object]) -> LatencySummary | None:
+def _latency(
+    samples: Sequence[Samples], evidence: Mapping[str, object], *, tested: bool
+) -> LatencySummary | None:
+    """Return what the samples say; `tested` if warm-up was to end by the steady-state test."""
     from flatsat.reports import stats
 
     counted = [s for s in samples if s.quantity == "latency_ns" and s.warm]
@@ -244,7 +248,7 @@ def _latency(samples: Sequence[Samples], evidence: Mapping[str, object]) -> Late
         p50_ci=_ends(p50),
         p90_ci=_ends(p90),
         p99_ci=_ends(p99),
-        steady=sum(told) if told else None,
+        steady=sum(told) if told and tested else None,
         warmup=(min(warmups), max(warmups)) if warmups else None,
         load_ns=float(loads[len(loads) // 2]) if loads else None,
     )

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
     from flatsat.jobspec import JobSpec
     from flatsat.outcome import Fault, Health, Outcome
+    from flatsat.progress import Progress
+    from flatsat.progress import Progress
     from flatsat.units import TimeKind
 
 IDENTITY_FIELDS = (
@@ -156,4 +158,28 @@ class Powered(Protocol):
 
         Raises:
             LinkDown: the switch can't be reached.
+        """
+
+
+@runtime_checkable
+class Preparable(Protocol):
+    """A board that something must be made for before it can be opened the first time."""
+
+    async def prepare(self, progress: Progress | None = None) -> object:
+        """Make what is not there yet; later calls do nothing.
+
+        Raises:
+            InfrastructureError: it can't be made.
+        """
+
+
+@runtime_checkable
+class Prepared(Protocol):
+    """A board that is made, or started for the first time, before it can be used."""
+
+    async def prepare(self, progress: Progress | None = None) -> object:
+        """Do what is done once; a second call is quick.
+
+        Raises:
+            InfrastructureError: that fails, or lacks a program.
         """
