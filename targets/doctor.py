@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -13,6 +14,8 @@ from flatsat.canonical import sha256_file
 from flatsat.errors import InfrastructureError
 from flatsat.jobspec import JobKind, JobSpec, MeasurePlan
 from flatsat.outcome import Failed, Measured, Outcome
+from flatsat.runtimes import FORMATS
+from flatsat.targets.board import BoardRefused, Preparable
 from flatsat.targets.pool import LocalPool
 
 if TYPE_CHECKING:
@@ -22,6 +25,9 @@ if TYPE_CHECKING:
     from flatsat.targets.board import Board, Lease, Session
 
 _LOW_MEMORY_BYTES = 128 << 20
+_LOW_DISK_BYTES = 128 << 20
+_SKEW_S = 300.0
+_TRIPS = 5
 _COARSE_CLOCK_NS = 1000
 _BUSY_NS = 200_000
 _SPREAD = 1.2
@@ -45,15 +51,15 @@ class Finding:
 
 
 async def examine(
-    board: Board, lease: Lease | None = None, progress: Progress | None = None  # noqa: ARG001
+    board: Board, lease: Lease | None = None, progress: Progress | None = None
 ) -> list[Finding]:
-    """Open the board, run two small jobs on it, and return what there is to say.
+    """Open the board, run a few small jobs on it, and return what there is to say.
 
     Args:
         board: any board.
         lease: the right to use it; without one a lease of a temporary lab is taken, which a board
             that keeps its own epoch (any but `host`) refuses.
-        progress: is told what takes long.
+        progress: is told what takes long, such as building a board's image.
     """
     findings: list[Finding] = []
     with contextlib.ExitStack() as stack:
@@ -61,13 +67,23 @@ async def examine(
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="flatsat-")))
             lease = stack.enter_context(LocalPool(folder).acquire(board.name))
         try:
+            if isinstance(board, Preparable):
+                await board.prepare(progress)
             async with _opened(board, lease) as session:
+                skew_s = _told(session).get("calendar_s", time.time()) - time.time()
+                findings.append(await _link(session))
                 findings.append(_agent(session))
+                runtimes = _runtimes(board, session)
+                findings += [await _runtime(session, board.name, each) for each in runtimes]
+                findings.append(await _timing(session, board))
+                findings.append(_calendar(skew_s))
+                findings.append(await _meter(session, board))
+                findings.extend(_disk(session))
                 findings.extend(_state(session))
-                findings.append(await _runtime(session, board.name))
-                findings.append(await _timing(session, board.name))
+        except BoardRefused as error:
+            findings.append(Finding("agent", False, error.message, error.hint or ""))
         except InfrastructureError as error:
-            findings.append(Finding("link and agent", False, error.message, error.hint or ""))
+            findings.append(Finding("link", False, error.message, error.hint or ""))
     return findings
 
 
@@ -80,10 +96,67 @@ async def _opened(board: Board, lease: Lease) -> AsyncIterator[Session]:
         await session.close()
 
 
+def _told(session: Session) -> Mapping[str, Any]:
+    """Return the agent's greeting."""
+    return cast("Mapping[str, Any]", getattr(session, "welcome", {}))
+
+
+async def _link(session: Session) -> Finding:
+    """Ask for a file that the board has: a question and an answer, and nothing in between."""
+    with tempfile.TemporaryDirectory(prefix="flatsat-") as folder:
+        path = Path(folder) / "echo"
+        path.write_bytes(b"flatsat")
+        sha256 = sha256_file(path)
+        await session.put(sha256, path)
+        trips_s = []
+        for _ in range(_TRIPS):
+            begin = time.monotonic()
+            await session.put(sha256, path)
+            trips_s.append(time.monotonic() - begin)
+    return Finding("link", True, f"a question and its answer take {min(trips_s) * 1e3:.1f} ms")
+
+
 def _agent(session: Session) -> Finding:
-    facts = session.identity.facts
-    detail = f"{facts.get('cpu_model')}, {facts.get('cores')} cores, {facts.get('os')}, kernel "
-    return Finding("link and agent", True, f"{detail}{facts.get('kernel')}")
+    facts, told = session.identity.facts, _told(session)
+    detail = f"Python {told.get('python')}; {facts.get('cpu_model')}, {facts.get('cores')} cores, "
+    return Finding("agent", True, f"{detail}{facts.get('os')}, kernel {facts.get('kernel')}")
+
+
+def _runtimes(board: Board, session: Session) -> list[str]:
+    """Return the runtimes to look at: the default one, and whatever is there already."""
+    names = [*getattr(board, "sites", {}), *_told(session).get("sites", ())]
+    # FlatSat's own environment holds it.
+    names += ["litert"] if board.kind == "host" else []
+    others = [r for r in FORMATS if any(name.startswith(r) for name in names)]
+    return list(dict.fromkeys(["onnxruntime", *others]))
+
+
+def _calendar(skew_s: float) -> Finding:
+    """Compare the board's date with this machine's: by it files are called old."""
+    near = abs(skew_s) < _SKEW_S
+    fix = "" if near else f"set it on the board: date -s @$(date +%s) (it is off by {skew_s:.0f} s)"
+    return Finding("calendar", near, f"{skew_s:+.1f} s from this machine's", fix)
+
+
+def _disk(session: Session) -> list[Finding]:
+    free = _told(session).get("disk_free_bytes")
+    if free is None:
+        return []
+    low = free < _LOW_DISK_BYTES
+    fix = "free some room in the agent's folder, or name another as store" if low else ""
+    return [Finding("disk", not low, f"{free / 2**20:.0f} MiB free for models and runtimes", fix)]
+
+
+async def _meter(session: Session, board: Board) -> Finding:
+    if board.meter == "none":
+        return Finding("meter", True, "none: this board can't do energy jobs")
+    outcome = await _probe(session, board.name, JobKind.ENERGY, "fault")
+    if isinstance(outcome, Measured):
+        counted = sorted({sample.quantity for sample in outcome.samples})
+        return Finding("meter", True, f"{board.meter}: {', '.join(counted)}")
+    if isinstance(outcome, Failed):
+        return Finding("meter", False, outcome.fault.message, outcome.fault.hint)
+    return Finding("meter", False, outcome.why)
 
 
 def _state(session: Session) -> list[Finding]:
@@ -142,26 +215,28 @@ async def _probe(session: Session, board: str, kind: JobKind, runtime: str) -> O
         await session.put(sha256, path)
     plan = MeasurePlan(processes=1, min_inferences=200, min_s=0.05)
     spec = JobSpec(kind, sha256, "fault", board, runtime=runtime, plan=plan)
-    return await session.run(f"doctor-{kind.value}", spec)
+    return await session.run(f"doctor-{kind.value}-{runtime}", spec)
 
 
-async def _runtime(session: Session, board: str) -> Finding:
-    outcome = await _probe(session, board, JobKind.CAPABILITY, "onnxruntime")
+async def _runtime(session: Session, board: str, runtime: str) -> Finding:
+    outcome = await _probe(session, board, JobKind.CAPABILITY, runtime)
     if isinstance(outcome, Measured):
         found = cast("Mapping[str, Any]", outcome.evidence["capability"])
-        runtime = found["runtime"]
-        detail = f"{runtime['version']} ({', '.join(runtime['providers'])}), NumPy {found['numpy']}"
-        return Finding("onnxruntime", True, detail)
+        told = found["runtime"]
+        ways = f" ({', '.join(told['providers'])})" if told.get("providers") else ""
+        return Finding(runtime, True, f"{told['version']}{ways}, NumPy {found['numpy']}")
     if isinstance(outcome, Failed):
-        return Finding("onnxruntime", False, outcome.fault.message, outcome.fault.hint)
-    return Finding("onnxruntime", False, outcome.why)
+        return Finding(runtime, False, outcome.fault.message, outcome.fault.hint)
+    return Finding(runtime, False, outcome.why)
 
 
-async def _timing(session: Session, board: str) -> Finding:
+async def _timing(session: Session, board: Board) -> Finding:
     """Time a loop of known length: a board that is disturbed shows it in the upper quantiles."""
-    outcome = await _probe(session, board, JobKind.FAULTS, "fault")
+    outcome = await _probe(session, board.name, JobKind.FAULTS, "fault")
+    if isinstance(outcome, Failed):
+        return Finding("clock", False, outcome.fault.message, outcome.fault.hint)
     if not isinstance(outcome, Measured):
-        return Finding("clock", False, "a trial measurement gave nothing")
+        return Finding("clock", False, "a trial measurement gave nothing", "try again")
     values = sorted(
         value
         for sample in outcome.samples
@@ -171,6 +246,6 @@ async def _timing(session: Session, board: str) -> Finding:
     resolution = cast("int", outcome.evidence["clock_resolution_ns"])
     p50, p90 = values[len(values) // 2], values[len(values) * 9 // 10]
     steady = p90 <= _SPREAD * p50 and resolution <= _COARSE_CLOCK_NS
-    detail = f"{outcome.evidence['clock']}, {resolution} ns; a loop of {_BUSY_NS // 1000} us took "
+    detail = f"{board.time_kind.value}, {resolution} ns; a loop of {_BUSY_NS // 1000} us took "
     detail += f"{p50 / 1000:.0f} us (p50), {p90 / 1000:.0f} us (p90)"
     return Finding("clock", steady, detail, "" if steady else "end what else runs there")

@@ -292,6 +292,11 @@ class QemuSession:
         return self.inner.identity
 
     @property
+    def welcome(self) -> Mapping[str, Any]:
+        """The agent's greeting."""
+        return self.inner.welcome
+
+    @property
     def health(self) -> Health:
         """The board's state when the session was opened."""
         return self.inner.health
