@@ -208,7 +208,12 @@ class Carrier:
 
 
 async def carry_files(
-    address: SshAddress, store: str, files: Mapping[str, Path], *, deadline_s: float
+    address: SshAddress,
+    store: str,
+    files: Mapping[str, Path],
+    *,
+    python: str | None = None,
+    deadline_s: float,
 ) -> None:
     """Put files into the store where an agent that runs there looks for them.
 
@@ -216,6 +221,7 @@ async def carry_files(
         address: of the board's SSH server.
         store: the agent's folder there.
         files: SHA-256 -> file on this machine.
+        python: the board's interpreter; None finds one.
         deadline_s: for all of it.
 
     Raises:
@@ -228,7 +234,12 @@ async def carry_files(
         await shell.open(deadline_s)
         for sha256, path in files.items():
             carrier = Carrier(
-                shell, "", store, path, name=f"blobs/{sha256}", partial=f"partial/{sha256}"
+                shell,
+                python or "",
+                store,
+                path,
+                name=f"blobs/{sha256}",
+                partial=f"partial/{sha256}",
             )
             await carrier.bring(_left(end))
     finally:

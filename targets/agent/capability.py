@@ -70,10 +70,9 @@ def capability(runtime: Runtime, orders: Mapping[str, Any]) -> Dict[str, Any]:
             continue
         finally:
             os.unlink(path)
-        shape = (runtime.name, probe["operator"], probe["side"], spec["threads"])
-        found["peaks"].append(
-            {"dtype": dtype, "gmac_s": macs_ns, "method": "%s %s %d, %d thread(s)" % shape}
-        )
+        threads = "1 thread" if spec["threads"] == 1 else "%d threads" % spec["threads"]
+        method = "%s %s %d, %s" % (runtime.name, probe["operator"], probe["side"], threads)
+        found["peaks"].append({"dtype": dtype, "gmac_s": macs_ns, "method": method})
     found["copy_gb_s"] = _copy(caches, enough_ns)
     return found
 
