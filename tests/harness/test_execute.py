@@ -92,6 +92,7 @@ class SharingBoard(ScriptedBoard):
 
     open_now: set[str] = field(default_factory=set)
     met: set[frozenset[str]] = field(default_factory=set)
+    waits_for: str = ""
 
     async def open(self, lease: Lease) -> ScriptedSession:
         self.open_now.add(self.name)
@@ -99,8 +100,12 @@ class SharingBoard(ScriptedBoard):
 
         class Session(ScriptedSession):
             async def run(self, job_id: str, spec: JobSpec) -> Outcome:
+                async with asyncio.timeout(20):
+                    while board.waits_for and {board.name, board.waits_for} not in board.met:
+                        board.met.add(frozenset(board.open_now - {"far"}))
+                        await asyncio.sleep(0)
                 for _ in range(20):
-                    board.met.add(frozenset(board.open_now))
+                    board.met.add(frozenset(board.open_now - {"far"}))
                     await asyncio.sleep(0)
                 return GOOD
 
@@ -323,7 +328,7 @@ def test_a_real_clock_has_this_machine_to_itself_and_counted_instructions_share_
     store.add_jobs("r", [job_row("r", job) for job in jobs])
     tally = execute(lab, store, "r", jobs, Supplies({"a": tmp_path / "a"}))
     assert tally.measured == len(traits)
-    here = {group & {name for name, (_, runs_here) in traits.items() if runs_here} for group in met}
+    here = met - {frozenset()}
     alone = {group for group in here if group & {"wall-1", "wall-2"}}
     assert alone == {frozenset({"wall-1"}), frozenset({"wall-2"})}
     assert frozenset({"counted-1", "counted-2"}) in here
