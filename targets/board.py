@@ -162,18 +162,6 @@ class Powered(Protocol):
 
 
 @runtime_checkable
-class Preparable(Protocol):
-    """A board that something must be made for before it can be opened the first time."""
-
-    async def prepare(self, progress: Progress | None = None) -> object:
-        """Make what is not there yet; later calls do nothing.
-
-        Raises:
-            InfrastructureError: it can't be made.
-        """
-
-
-@runtime_checkable
 class Prepared(Protocol):
     """A board that is made, or started for the first time, before it can be used."""
 

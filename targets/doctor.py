@@ -15,7 +15,7 @@ from flatsat.errors import InfrastructureError
 from flatsat.jobspec import JobKind, JobSpec, MeasurePlan
 from flatsat.outcome import Failed, Measured, Outcome
 from flatsat.runtimes import FORMATS
-from flatsat.targets.board import BoardRefused, Preparable
+from flatsat.targets.board import BoardRefused, Prepared
 from flatsat.targets.pool import LocalPool
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ async def examine(
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="flatsat-")))
             lease = stack.enter_context(LocalPool(folder).acquire(board.name))
         try:
-            if isinstance(board, Preparable):
+            if isinstance(board, Prepared):
                 await board.prepare(progress)
             async with _opened(board, lease) as session:
                 skew_s = _told(session).get("calendar_s", time.time()) - time.time()
