@@ -149,26 +149,30 @@ def load_lab_boards(root: Path) -> dict[str, dict[str, object]]:
 
 def _check_board(document: TomlDocument, name: str, settings: Mapping[str, object]) -> None:
     """Let the board's kind refuse its settings, and say on which line."""
-    from flatsat.targets.boards import make_board
-
     kind = str(settings["kind"])
     others = {key: value for key, value in settings.items() if key != "kind"}
-    try:
-        make_board(name, kind, others)
-    except UsageError as error:
-        fault = error
-    else:
+    fault = _refusal(name, kind, others)
+    if fault is None:
         return
-    # The setting that is refused in the same words when it stands alone is the one.
-    trials: list[tuple[KeyPath, Mapping[str, object]]] = [(("kind",), {})]
-    trials += [((key,), {key: value}) for key, value in others.items()]
-    for key_path, chosen in trials:
-        try:
-            make_board(name, kind, chosen)
-        except UsageError as error:
-            if error.message == fault.message:
-                raise _placed(document, ("board", name, *key_path), fault) from None
+    # To blame is a setting that is refused in the same words by itself, or whose absence mends it.
+    for key, alone in (("kind", {}), *((key, {key: value}) for key, value in others.items())):
+        refusal = _refusal(name, kind, alone)
+        if refusal is not None and refusal.message == fault.message:
+            raise _placed(document, ("board", name, key), fault)
+    for key in others:
+        if _refusal(name, kind, {k: v for k, v in others.items() if k != key}) is None:
+            raise _placed(document, ("board", name, key), fault)
     raise _placed(document, ("board", name), fault)
+
+
+def _refusal(name: str, kind: str, settings: Mapping[str, object]) -> UsageError | None:
+    from flatsat.targets.boards import make_board
+
+    try:
+        make_board(name, kind, settings)
+    except UsageError as error:
+        return error
+    return None
 
 
 def _included(document: TomlDocument, file: RunFile) -> dict[str, RecipeSpec]:

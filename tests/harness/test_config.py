@@ -336,9 +336,36 @@ def test_boards_of_a_lab_keep_their_settings(tmp_path: Path) -> None:
     assert load_lab_boards(tmp_path) == {"bench": {"kind": "host"}}
 
 
+EM1 = """
+[board.em1]
+kind = "linux"
+links = [
+  { via = "ssh", host = "em1.lab", user = "pi", key = ["~/.ssh/em1"], known_hosts = "lab_hosts" },
+  { via = "serial", port = "/dev/ttyUSB0", baud = 921600, user = "pi" },
+]
+provision_via = "ssh"
+store = "/var/lib/flatsat"
+"""
+
+
+def test_a_board_has_a_list_of_links_in_either_form_of_tables(tmp_path: Path) -> None:
+    write(tmp_path, EM1, "lab.toml")
+    (first, second) = load_lab_boards(tmp_path)["em1"]["links"]  # type: ignore[misc]
+    assert (first["key"], second["baud"]) == (["~/.ssh/em1"], 921600)
+    blocks = '[board.em1]\nkind = "linux"\n[[board.em1.links]]\nvia = "serial"\nport = "/dev/x"\n'
+    write(tmp_path, blocks, "lab.toml")
+    links = [{"via": "serial", "port": "/dev/x"}]
+    assert load_lab_boards(tmp_path) == {"em1": {"kind": "linux", "links": links}}
+
+
 @pytest.mark.parametrize(
     ("text", "line", "words"),
     [
+        ('[board.em1]\nkind = "linux"\nstore = "/x"\n', 2, "has no links"),
+        (EM1.replace("baud", "boud"), 4, "links[1]: no setting is called 'boud'"),
+        (EM1.replace("provision_via", "provison_via"), 8, "did you mean 'provision_via'?"),
+        (EM1 + 'link = "uart"\n', 10, "link can't be 'uart'"),
+        (EM1 + "python = 3\n", 10, "python must be a str"),
         ('[board.em1]\nkind = "hots"\n', 2, "did you mean 'host'?"),
         ('[board.em1]\nkind = "raspberry-pi"\n', 2, "host"),
         ("[board.em1]\n", 1, "missing key 'kind'"),
