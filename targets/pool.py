@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import fcntl
 import os
 import time
@@ -84,12 +85,16 @@ class LocalPool:
                 return
 
     def _next_epoch(self, folder: Path) -> int:
-        """Count one up, durably: after a crash no epoch is given twice."""
+        """Return seconds since 1970, or one more than the last epoch; durably.
+
+        After a crash no epoch is given twice. A board keeps the newest epoch that it was used
+        under; by the seconds it still heeds a lab whose files were lost, and labs that share it.
+        """
         path = folder / "epoch"
-        try:
-            epoch = int(path.read_text()) + 1
-        except (OSError, ValueError):
-            epoch = 1
+        now = datetime.datetime.fromisoformat(self._clock.utc())
+        epoch = int(now.timestamp())
+        with contextlib.suppress(OSError, ValueError):
+            epoch = max(epoch, int(path.read_text()) + 1)
         fresh = folder / "epoch.new"
         with fresh.open("w") as stream:
             stream.write(f"{epoch}\n")

@@ -25,25 +25,30 @@ with LocalPool(Path(sys.argv[1])).acquire("b") as lease:
 """
 
 
-class Ticking:
-    """A clock that goes on by a second each time it is read."""
+NOW = "2026-03-01T12:00:00+00:00"
+EPOCH = 1772366400
 
-    def __init__(self) -> None:
+
+class Ticking:
+    """A clock that goes on by a second each time it is read; its calendar stands still."""
+
+    def __init__(self, utc: str = NOW) -> None:
         self.now = 0.0
+        self._utc = utc
 
     def monotonic_s(self) -> float:
         self.now += 1.0
         return self.now
 
     def utc(self) -> str:
-        return ""
+        return self._utc
 
     def new_id(self, prefix: str) -> str:
         return prefix
 
 
 def test_epochs_rise_from_lease_to_lease_and_board_by_board(tmp_path: Path) -> None:
-    pool = LocalPool(tmp_path)
+    pool = LocalPool(tmp_path, Ticking())
     epochs = []
     for _ in range(3):
         with pool.acquire("b") as lease:
@@ -51,14 +56,25 @@ def test_epochs_rise_from_lease_to_lease_and_board_by_board(tmp_path: Path) -> N
             assert lease.board == "b"
             with pool.acquire("other") as other:
                 assert other.directory != lease.directory
-    assert epochs == [1, 2, 3]
+    assert epochs == [EPOCH, EPOCH + 1, EPOCH + 2]
+    # Neither does a clock that was set back make a lease older than an earlier one.
+    with LocalPool(tmp_path, Ticking("2020-01-01T00:00:00+00:00")).acquire("b") as lease:
+        assert lease.epoch == EPOCH + 3
+
+
+def test_epochs_of_labs_that_share_a_board_rise_by_the_calendar(tmp_path: Path) -> None:
+    for minute, lab in enumerate(["one", "two", "one", "three"]):
+        clock = Ticking(NOW.replace("12:00", f"12:0{minute}"))
+        with LocalPool(tmp_path / lab, clock).acquire("b") as lease:
+            assert lease.epoch == EPOCH + 60 * minute
 
 
 def test_a_damaged_epoch_file_does_not_stop_the_lab(tmp_path: Path) -> None:
-    with LocalPool(tmp_path).acquire("b") as lease:
+    pool = LocalPool(tmp_path, Ticking())
+    with pool.acquire("b") as lease:
         (lease.directory / "epoch").write_text("?")
-    with LocalPool(tmp_path).acquire("b") as lease:
-        assert lease.epoch == 1
+    with pool.acquire("b") as lease:
+        assert lease.epoch == EPOCH
 
 
 def test_a_held_board_is_refused_at_the_deadline_with_its_holder(tmp_path: Path) -> None:
@@ -74,11 +90,11 @@ def test_a_held_board_is_refused_at_the_deadline_with_its_holder(tmp_path: Path)
 
 
 def test_a_failure_inside_gives_the_board_back(tmp_path: Path) -> None:
-    pool = LocalPool(tmp_path)
+    pool = LocalPool(tmp_path, Ticking())
     with pytest.raises(KeyError), pool.acquire("b"):
         raise KeyError
     with pool.acquire("b") as lease:
-        assert lease.epoch == 2
+        assert lease.epoch == EPOCH + 1
 
 
 def test_the_next_goes_on_when_the_holder_is_killed(tmp_path: Path) -> None:
@@ -89,7 +105,7 @@ def test_the_next_goes_on_when_the_holder_is_killed(tmp_path: Path) -> None:
         text=True,
     )
     assert holder.stdout is not None
-    assert holder.stdout.readline() == "1\n"
+    first = int(holder.stdout.readline())
     got: list[int] = []
 
     def wait() -> None:
@@ -102,7 +118,7 @@ def test_the_next_goes_on_when_the_holder_is_killed(tmp_path: Path) -> None:
     holder.kill()
     waiter.join(timeout=60)
     holder.communicate()
-    assert got == [2]
+    assert got[0] > first
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
