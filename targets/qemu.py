@@ -303,11 +303,22 @@ class QemuSession:
 
     async def put(self, sha256: str, source: Path) -> None:
         """Have a file on the board. Raises as `Session.put`."""
-        await self.inner.put(sha256, source)
+        try:
+            await self.inner.put(sha256, source)
+        except LinkDown as error:
+            raise await self._explained(error) from error
 
     async def run(self, job_id: str, spec: JobSpec, *, meter: str = "") -> Outcome:
         """Do a job. Raises as `Session.run`."""
-        return await self.inner.run(job_id, spec, meter=meter)
+        try:
+            return await self.inner.run(job_id, spec, meter=meter)
+        except LinkDown as error:
+            raise await self._explained(error) from error
+
+    async def _explained(self, error: LinkDown) -> LinkDown:
+        """Say so where QEMU is what ended."""
+        words = None if self.machine is None else await self.machine.epitaph()
+        return error if words is None else LinkDown(f"{words} ({error.message})", hint=error.hint)
 
     async def close(self) -> None:
         """End the session and the machine; never raises."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import shutil
+import shlex
 import socket
 import time
 from dataclasses import dataclass
@@ -188,6 +188,18 @@ class Machine:
         except OSError:
             return ""
 
+    async def epitaph(self, patience_s: float = 0.2) -> str | None:
+        """Return how QEMU ended, or None while it lives.
+
+        Args:
+            patience_s: a link breaks a moment before the end of QEMU can be seen.
+        """
+        process = self._process
+        if process is None or not await process.ended(patience_s):
+            return None
+        words = process.last_words()
+        return f"QEMU ended with code {process.code}" + (f": {words}" if words else "")
+
     # The power switch.
 
     async def reset(self, deadline_s: float = BOOT_S) -> None:
@@ -234,13 +246,15 @@ class Machine:
         deadline = time.monotonic() + deadline_s
         await self.qmp.execute("stop")
         await self.qmp.human("migrate_set_parameter max-bandwidth 10G")
-        # QEMU runs in `run_dir`; a name without a path needs no quoting.
-        await self.qmp.execute("migrate", uri="exec:cat > memory.part")
+        # A shell reads this line.
+        await self.qmp.execute("migrate", uri=f"exec:cat > {shlex.quote(str(path.absolute()))}")
         while (found := await self.qmp.execute("query-migrate"))["status"] != "completed":
             if found["status"] in ("failed", "cancelled") or time.monotonic() > deadline:
-                raise EmulatorError(f"the board's state can't be saved: {found['status']}")
+                raise EmulatorError(
+                    f"the board's state can't be saved in {path.parent}: {found['status']}",
+                    hint="free some room there",
+                )
             await asyncio.sleep(_LOOK_S)
-        await asyncio.to_thread(shutil.move, self.run_dir / "memory.part", path)
 
     async def release_monitor(self) -> None:
         """Let other processes use the monitor."""

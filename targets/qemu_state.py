@@ -8,11 +8,13 @@ these are in the name of its folder: `<image>/states/<key>/`.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import os
 import shutil
 import tempfile
+import time
 import zlib
 from collections.abc import Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -25,6 +27,7 @@ from filelock import FileLock, Timeout
 from flatsat.canonical import sha256_json
 from flatsat.progress import NoProgress
 from flatsat.targets.qemu_hardware import command_line
+from flatsat.targets.qemu_process import EmulatorError
 from flatsat.targets.qemu_run import BadState, Disk, Machine
 from flatsat.targets.qemu_tools import run
 
@@ -45,6 +48,9 @@ FORMAT = 3
 _ABOUT = "state.json"
 _MEMORY = "memory"
 _DISK = "disk.qcow2"
+_PART = ".part-"
+_PART_S = 24 * 3600.0
+_UNUSED_S = 30 * 24 * 3600.0
 _STEPS = 4
 _LOOK_S = 0.1
 _BLOCK = 1 << 20
@@ -101,6 +107,8 @@ def find_state(image: Image, hardware: Hardware, emulator: Emulator) -> SavedSta
             return None
     except (OSError, ValueError, KeyError, TypeError):
         return None
+    with contextlib.suppress(OSError):
+        os.utime(folder / _ABOUT)
     return SavedState(key, folder / _MEMORY, folder / _DISK)
 
 
@@ -126,13 +134,31 @@ async def make_state(
     """
     progress = progress or NoProgress()
     folder = image.folder / "states"
-    folder.mkdir(exist_ok=True)
+    try:
+        folder.mkdir(exist_ok=True)
+        return await _make(image, hardware, emulator, warm, folder, progress)
+    except OSError as error:
+        raise EmulatorError(
+            f"can't keep the board's state in {folder}: {error.strerror or error}",
+            hint="free some room there, or name another folder in FLATSAT_CACHE",
+        ) from error
+
+
+async def _make(
+    image: Image,
+    hardware: Hardware,
+    emulator: Emulator,
+    warm: Warm,
+    folder: Path,
+    progress: Progress,
+) -> SavedState:
     key = state_key(image, hardware, emulator)
     async with _only_maker(folder / f"{key[:16]}.lock", progress):
         found = await asyncio.to_thread(find_state, image, hardware, emulator)
         if found is not None:
             return found
-        part = Path(tempfile.mkdtemp(dir=folder, prefix=".part-"))
+        _sweep(folder)
+        part = Path(tempfile.mkdtemp(dir=folder, prefix=_PART))
         try:
             await _save(image, hardware, emulator, warm, part, progress)
             about = {
@@ -221,6 +247,15 @@ async def start_machine(
         await machine.stop()
         raise
     return machine
+
+
+def _sweep(folder: Path) -> None:
+    """Drop what a killed maker left, and states that nothing was started from for a month."""
+    for found in [*folder.glob(f"{_PART}*"), *folder.glob(f"*/{_ABOUT}")]:
+        with contextlib.suppress(OSError):
+            unfinished = found.name.startswith(_PART)
+            if time.time() - found.stat().st_mtime > (_PART_S if unfinished else _UNUSED_S):
+                shutil.rmtree(found if unfinished else found.parent, ignore_errors=True)
 
 
 def discard_state(state: SavedState) -> None:

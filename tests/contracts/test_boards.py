@@ -17,7 +17,6 @@ from flatsat.outcome import Failed, Measured, Owner
 from flatsat.targets.boards import KINDS, make_board
 from flatsat.targets.doctor import examine
 from flatsat.targets.pool import LocalPool
-from flatsat.targets.qemu_tools import missing_tools
 
 if TYPE_CHECKING:
     from flatsat.targets.board import Board, Lease, Session
@@ -28,24 +27,29 @@ def linux(request: pytest.FixtureRequest) -> Board:
     return make_board("linux", "linux", request.getfixturevalue("make_sshd")().board_settings())
 
 
+def emulated(request: pytest.FixtureRequest) -> Board:
+    return request.getfixturevalue("booted_board").board
+
+
 BOARDS: dict[str, Callable[[pytest.FixtureRequest], Board]] = {
     "host": lambda _: make_board("host", "host"),
     "linux": linux,
-    "qemu-arm64": lambda _: make_board("qemu-arm64", "qemu-arm64", {"meter": "none"}),
+    "qemu-arm64": emulated,
 }
 MARKS = {"qemu-arm64": [pytest.mark.qemu, pytest.mark.slow]}
 
 
 @pytest.fixture(params=[pytest.param(name, marks=MARKS.get(name, ())) for name in BOARDS])
 def board(request: pytest.FixtureRequest) -> Board:
-    if request.param == "qemu-arm64" and (missing := missing_tools()):
-        pytest.skip(f"no {missing[0][0]} on this machine ({missing[0][1]})")
     return BOARDS[request.param](request)
 
 
 @pytest.fixture
-def lease(board: Board, tmp_path: Path):
-    with LocalPool(tmp_path / "locks").acquire(board.name) as lease:
+def lease(request: pytest.FixtureRequest, board: Board, tmp_path: Path):
+    # The emulated board is up already, in a lab of its own.
+    up = board.kind == "qemu-arm64"
+    locks = request.getfixturevalue("qemu_lab") / "locks" if up else tmp_path / "locks"
+    with LocalPool(locks).acquire(board.name, 60.0) as lease:
         yield lease
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import threading
@@ -108,7 +109,23 @@ async def test_a_session_of_its_own_ends_its_machine(qemu_board: QemuBoard, leas
     await session.close()
 
 
-async def test_a_stale_lease_leaves_no_machine_behind(
+async def test_the_end_of_qemu_in_mid_job_is_told_as_such(
+    qemu_board: QemuBoard, lease: Lease, files: Any, make_faulty: MakeJob
+) -> None:
+    session = await qemu_board.open(lease)
+    assert session.machine is not None
+    spec = make_faulty(files.fault("hang"))
+    await session.put(spec.artifact, files.paths[spec.artifact])
+    job = asyncio.create_task(session.run("job", spec))
+    await asyncio.sleep(0.3)
+    os.kill(session.machine.pid, signal.SIGKILL)
+    with pytest.raises(LinkDown, match="QEMU ended with code -9"):
+        await job
+    await session.close()
+    assert not session.machine.run_dir.exists()
+
+
+async def test_a_session_that_can_not_begin_leaves_no_machine_behind(
     qemu_board: QemuBoard, lease: Lease, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     machines = []
