@@ -157,6 +157,9 @@ class Carrier:
                 raise LinkDown(
                     f"{self._shell.address}: bringing {self._orders['name']} over took too long"
                 ) from error
+            # Its channel stays open, and may be the only one that the server allows.
+            await self._shell.close()
+            await self._shell.open(_left(end))
             return False
         except (asyncssh.Error, OSError) as error:
             if self._shell.broken:

@@ -14,13 +14,17 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any, Self
 
+import asyncssh
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from flatsat.targets.board import BoardRefused, Lease, LinkDown
 from flatsat.targets.links import LinkTimeout
 from flatsat.targets.provision import write_agent
 from flatsat.targets.session import open_session
 from flatsat.targets.ssh import SshLink
+from flatsat.targets.ssh_shell import posix
 from flatsat.units import TimeKind
 
 MakeSshd = Callable[..., Any]
@@ -120,6 +124,14 @@ async def relayed(sshd: Any) -> AsyncIterator[tuple[Relay, dict[str, Any]]]:
 # The agent gets there.
 
 
+@given(st.lists(st.text(st.characters(exclude_characters="\0", codec="utf-8")), max_size=4))
+@example([ODD, "$(id)", "'", "", "-n", "\n"])
+def test_any_text_passes_through_a_shell_unchanged(words: list[str]) -> None:
+    line = posix('for word; do printf "%s|" "$word"; done', *words)
+    shown = subprocess.run(["/bin/sh", "-c", line], capture_output=True, check=True)
+    assert shown.stdout.decode() == "".join(f"{word}|" for word in words)
+
+
 @pytest.mark.parametrize("sftp", ["internal-sftp", "none", "broken"])
 async def test_the_agent_is_brought_once_and_runs_from_a_home_of_any_name(
     make_sshd: MakeSshd, agent: Path, tmp_path: Path, sftp: str
@@ -137,6 +149,14 @@ async def test_the_agent_is_brought_once_and_runs_from_a_home_of_any_name(
     store = tmp_path / ODD / ".cache" / "flatsat"
     assert (store / agent.name).read_bytes() == agent.read_bytes()
     assert not list(store.glob("*.part"))
+
+
+async def test_an_sftp_server_that_hangs_is_done_without(
+    make_sshd: MakeSshd, agent: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flatsat.targets.ssh_carrier._SFTP_S", 0.5)
+    sshd = make_sshd("Subsystem sftp /bin/sleep 5", "MaxSessions 1")
+    assert await greet(make_link(sshd, agent), tmp_path)
 
 
 @pytest.mark.parametrize("store", ["~/x $(id)/'q'", "/{tmp}/ab s'o\"lute"])
@@ -305,6 +325,37 @@ async def test_a_stranger_is_not_let_in(make_sshd: MakeSshd, agent: Path, tmp_pa
     (tmp_path / "text").write_text("no key")
     error = await refusal(make_link(sshd, agent, keys=(tmp_path / "text",)))
     assert "can't use the key" in error.message
+
+
+async def test_a_password_serves_where_there_is_no_key(make_sshd: MakeSshd, agent: Path) -> None:
+    class Server(asyncssh.SSHServer):
+        def password_auth_supported(self) -> bool:
+            return True
+
+        def validate_password(self, username: str, password: str) -> bool:
+            return (username, password) == ("pi", "se cret")
+
+    def serve(process: asyncssh.SSHServerProcess[str]) -> None:
+        process.stdout.write(process.command or "")
+        process.exit(0)
+
+    # Passwords of a real sshd are those of the system.
+    host_key = make_sshd().folder / "host_key"
+    server = await asyncssh.create_server(
+        Server, "127.0.0.1", 0, server_host_keys=[str(host_key)], process_factory=serve
+    )
+    settings = {
+        "port": server.get_port(),
+        "user": "pi",
+        "keys": (),
+        "known_hosts": host_key.with_suffix(".pub").read_text(),
+    }
+    link = SshLink("127.0.0.1", agent=agent, password="se cret", **settings)
+    assert (await link.run_command("hello", LONG_S)).stdout == b"hello"
+    error = await refusal(SshLink("127.0.0.1", agent=agent, password="other", **settings))
+    assert "and a password" in error.message
+    server.close()
+    await server.wait_closed()
 
 
 # Servers that are none, or odd ones.
