@@ -340,8 +340,15 @@ async def test_a_state_that_is_refused_time_and_again_gives_way_to_a_boot(
 OWNER = """
 import asyncio, sys
 from flatsat.targets.qemu import QemuBoard
+from flatsat.targets.qemu_image import find_image
+from flatsat.targets.qemu_process import find_emulator
+from flatsat.targets.qemu_run import Machine
 async def main():
-    machine = await QemuBoard().start()
+    board = QemuBoard()
+    if sys.argv[1] == "cold":
+        machine = await Machine.start(find_image(), board.hardware, find_emulator())
+    else:
+        machine = await board.start()
     print("up", machine.run_dir, flush=True)
     await asyncio.sleep(600)
 asyncio.run(main())
@@ -356,9 +363,10 @@ def test_no_qemu_outlives_an_owner_that_is_killed_at_any_moment(
     del qemu_board
     chance = random.Random(11)
     seen_qemu = 0
-    for delay_s in [chance.uniform(0.3, 2.0) for _ in range(5)] + [60.0]:
+    for delay_s in [chance.uniform(0.3, 2.0) for _ in range(6)] + [60.0]:
+        start = "saved" if delay_s == 60.0 else chance.choice(["cold", "saved"])
         owner = subprocess.Popen(
-            [sys.executable, "-c", OWNER],
+            [sys.executable, "-c", OWNER, start],
             env=family.environment,
             stdout=subprocess.PIPE,
             text=True,
