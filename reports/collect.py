@@ -14,7 +14,7 @@ from flatsat.outcome import Failed, Inconclusive
 from flatsat.reports.collect_across import across_boards
 from flatsat.reports.collect_board import capability
 from flatsat.reports.collect_energy import spent
-from flatsat.reports.collect_search import search_from_note
+from flatsat.reports.collect_search import search_from_note, siblings
 from flatsat.reports.collect_sections import Beside, sections
 from flatsat.reports.known import Known, known
 from flatsat.reports.model import (
@@ -109,6 +109,7 @@ def collect(
         failures=tuple(failures),
         comparisons=tuple(comparisons),
         search=tuple(searches),
+        siblings=siblings(store, notes.get("searches")),
         boards=across_boards(measured, artifacts),
         regressions=_lines(notes, "regressions"),
         masks=dict(masks or {}),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flatsat.errors import DataError
 from flatsat.reports.model import Estimate
@@ -16,6 +16,9 @@ from flatsat.reports.model_search import (
 )
 from flatsat.reports.ranks import pareto_front
 from flatsat.units import TimeKind
+
+if TYPE_CHECKING:
+    from flatsat.reports.rows import Store
 
 
 def search_from_note(note: object) -> SearchReport:
@@ -30,6 +33,20 @@ def search_from_note(note: object) -> SearchReport:
         return _search(note)
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise DataError(f"the note of a search can't be read: {error!r}") from error
+
+
+def siblings(store: Store, note: object) -> tuple[SearchReport, ...]:
+    """Return the searches that a run's note "searches" (board -> run) sets side by side."""
+    if not isinstance(note, Mapping):
+        return ()
+    found = []
+    for run_id in note.values():
+        try:
+            found.append(search_from_note(store.notes(str(run_id)).get("search")))
+        except DataError:
+            # A search that was stopped before its first note has nothing to show.
+            continue
+    return tuple(found)
 
 
 def _search(note: Mapping[str, Any]) -> SearchReport:
@@ -99,6 +116,7 @@ def _measured(entry: Mapping[str, Any]) -> SearchedReport:
         measured=Estimate(
             _number(entry.get("measured")), _number(entry.get("low")), _number(entry.get("high"))
         ),
+        dtype=str(entry.get("dtype") or ""),
     )
 
 

@@ -424,6 +424,7 @@ class RunReport:
         commands: what to type to do it again.
         boards: the same files on several boards, one clock and workload each.
         regressions: what the run's gate found worse than its baseline, one line each.
+        siblings: the same search on several boards, each a run of its own.
         masks: by candidate_id.
     """
 
@@ -445,6 +446,7 @@ class RunReport:
     failures: tuple[FailureReport, ...] = ()
     comparisons: tuple[Comparison, ...] = ()
     search: tuple[SearchReport, ...] = ()
+    siblings: tuple[SearchReport, ...] = ()
     boards: tuple[BoardsReport, ...] = ()
     regressions: tuple[str, ...] = ()
     masks: Mapping[str, MaskPicture] = field(default_factory=dict)

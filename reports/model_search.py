@@ -79,6 +79,8 @@ class SearchedReport:
     accuracy: float | None
     predicted: float | None
     measured: Estimate
+    dtype: str = ""
+    """Of the form that counted, "float" or "int8"; "" where it isn't told."""
     pareto: bool = False
 
 

@@ -23,6 +23,7 @@ from flatsat.reports import (
     figures,
     figures_search,
     pages_boards,
+    pages_choices,
     pages_parts,
     pages_sections,
     pages_views,
@@ -84,6 +85,7 @@ def run_html(report: RunReport) -> str:
             smoke_ids={section.board_id for section in report.sections if section.smoke},
             virtual_dtypes={view.section.board_id for view in views if view.dtypes},
             searches=searches,
+            choices=pages_choices.choices_view(report.siblings),
             heats=heats,
             masks=masks,
             job_chips=pages_parts.job_chips(report.jobs, report.state),
@@ -221,6 +223,7 @@ def _links(
                 links += [(f"{href}{i}", text) for key, href, text in parts if view.figures[key]]
                 links += [(f"proxies{i}", "Proxies")] if view.minis else []
         links += [(f"boards-{clock.key}{n}", "Boards") for n in range(len(clock.boards))][:1]
+    links += [("choices", "Choices")] if report.siblings else []
     links += [("sparsity", "Layers")] if layers else []
     links += [(f"search{i}", "Search") for i in range(len(searches))]
     links.append(("failures", f"Failures ({len(report.failures)})"))

@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 
 from flatsat.errors import DataError
 from flatsat.reports import figures_static
-from flatsat.reports.collect_search import search_from_note
+from flatsat.reports.collect_search import search_from_note, siblings
 from flatsat.reports.model import JobCounts, MaskPicture, TrustReport
+from flatsat.reports.pages_choices import choices_view
 from flatsat.reports.toml_text import to_toml
 
 
@@ -151,3 +152,38 @@ def test_a_configuration_written_as_toml_reads_back_the_same(value):
 
 def test_what_toml_has_no_word_for_is_left_out():
     assert tomllib.loads(to_toml({"a": None, "b": {"c": None, "d": 1}})) == {"b": {"d": 1}}
+
+
+class _Notes:
+    """A record that holds notes only."""
+
+    def __init__(self, notes: dict[str, dict[str, object]]) -> None:
+        self._notes = notes
+
+    def notes(self, run_id: str) -> dict[str, object]:
+        return self._notes.get(run_id, {})
+
+
+def _note_on(board: str, dtype: str) -> dict[str, object]:
+    note = _note()
+    note["budget"] = {**note["budget"], "board": board, "clock": "virtual"}
+    note["measured"][0]["dtype"] = dtype
+    note["chosen"] = note["measured"][0]["candidate_id"]
+    return note
+
+
+def test_searches_of_several_boards_stand_side_by_side_with_what_each_chose():
+    store = _Notes(
+        {
+            "r1": {"search": _note_on("a72", "float")},
+            "r2": {"search": _note_on("a76", "int8")},
+            "r3": {},
+        }
+    )
+    found = siblings(store, {"a72": "r1", "a76": "r2", "gone": "r3"})
+    view = choices_view(found)
+    assert view is not None
+    assert [(row.board, row.form) for row in view.rows] == [("a72", "float"), ("a76", "int8")]
+    assert view.differ
+    assert "wide multiply" in view.caveat
+    assert choices_view(siblings(store, None)) is None
