@@ -1,4 +1,4 @@
-"""Measure one model on one board: any ONNX file, or a candidate of the lab.
+"""Measure one model on one board: any ONNX or TFLite file, or a candidate of the lab.
 
 The measurement is an ordinary run of one candidate: its raw samples are in the record, and
 `flatsat report` shows it like any other.
@@ -39,7 +39,7 @@ class MeasureRequest:
     """What is measured, where and how.
 
     Attributes:
-        model: an ONNX file; or a candidate's folder, identifier, start of one, or name.
+        model: an ONNX or TFLite file; or a candidate's folder, identifier, start of one, or name.
         board: name.
         role: of the artifact, where a candidate has several; None takes all.
         runtime: what executes the model; None takes the default of its format.
@@ -75,13 +75,13 @@ def measure_model(
         several: take a candidate with several artifacts.
         progress: is told what goes on.
 
-    An ONNX file that FlatSat did not make is imported into the lab first.
+    A file that FlatSat did not make is imported into the lab first.
 
     Returns:
         One result an artifact.
 
     Raises:
-        ModelError: the file is corrupt or no ONNX, or an open axis has no length.
+        ModelError: the file is corrupt or of another kind, or an open axis has no length.
         UsageError: no such file, candidate, board, axis or role; or the lab can't be written.
         InfrastructureError: the record can't be written, or the board can't be reached.
     """
@@ -165,11 +165,11 @@ class _Remembering:
 
 
 def resolve_model(lab: Lab, model: str) -> tuple[Candidate, str]:
-    """Return the candidate that `model` means, importing an ONNX file; and its name for people.
+    """Return the candidate that `model` means, importing a file; and its name for people.
 
     Raises:
         UsageError: there is neither such a file nor such a candidate.
-        ModelError: the file can't be read as ONNX.
+        ModelError: the file can't be read.
     """
     path = Path(model)
     if path.is_dir() and (path / "candidate.json").is_file():
@@ -177,7 +177,7 @@ def resolve_model(lab: Lab, model: str) -> tuple[Candidate, str]:
         return candidate, candidate.name
     if path.exists():
         return _import(lab, path), path.name
-    if path.suffix == ".onnx" or os.sep in model:
+    if path.suffix in (".onnx", ".tflite") or os.sep in model:
         raise UsageError(f"no such file: {path}", hint=_similar(path))
     candidate = lab.candidate(model)
     return candidate, candidate.name
@@ -246,6 +246,8 @@ def _import(lab: Lab, path: Path) -> Candidate:
     from flatsat.compressors.importing import import_model
     from flatsat.compressors.onnx_model import load, opset
 
+    if _is_tflite(path):
+        return import_model(path, None, lab.candidates_dir)
     version, newest = opset(load(path)), defs.onnx_opset_version()
     if version > newest:
         raise ModelError(
@@ -253,6 +255,15 @@ def _import(lab: Lab, path: Path) -> Candidate:
             hint="export it with opset 17, which the runtimes of older boards load, too",
         )
     return import_model(path, None, lab.candidates_dir)
+
+
+def _is_tflite(path: Path) -> bool:
+    """Return whether a file says of itself that it is a TensorFlow Lite model."""
+    try:
+        with path.open("rb") as stream:
+            return stream.read(8)[4:] == b"TFL3"
+    except OSError:
+        return False
 
 
 def _similar(path: Path) -> str | None:
