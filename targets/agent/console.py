@@ -10,20 +10,9 @@ import sys
 import termios
 from typing import Any, List, Optional
 
+from .loader import raw_mode
+
 _PRINTK = "/proc/sys/kernel/printk"
-
-
-def raw_mode(fd: int) -> None:
-    """Let every byte pass as it is, and no byte do anything else."""
-    mode = termios.tcgetattr(fd)
-    # A break is noise, not an order. IXON, IXOFF and IXANY must go, too: Python's tty.setraw
-    # leaves IXOFF, and the driver then puts its own bytes into the stream.
-    mode[0] = termios.IGNBRK
-    mode[1] &= ~termios.OPOST
-    mode[2] = mode[2] & ~(termios.CSIZE | termios.PARENB) | termios.CS8 | termios.CREAD
-    mode[3] = 0
-    mode[6][termios.VMIN], mode[6][termios.VTIME] = 1, 0
-    termios.tcsetattr(fd, termios.TCSANOW, mode)
 
 
 def console_mode(fd: int) -> None:

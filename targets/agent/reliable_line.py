@@ -7,10 +7,7 @@ from typing import Optional, Tuple
 
 from .arq import BOARD, Arq, Stalled
 from .line import Line, SessionEnd
-
-LEAVE = b"\0flatsat: leave this line\0"
-"""What a host that finds an older session's agent on the line says to it. It is no frame and can't
-stand in one, and harmless where a shell or a login prompt hears it."""
+from .loader import LEAVE
 
 _MOST_WAITING_BYTES = 64 << 10
 _SETTLE_S = 5.0
