@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import hashlib
 import json
 import secrets
 import time
+import zlib
 from dataclasses import dataclass
 from importlib import resources
 from typing import TYPE_CHECKING, Any
@@ -36,14 +38,15 @@ _FIND = (
     '"$p" -S -s -c "import sys;sys.exit(sys.version_info<(3,8))" 2>/dev/null; '
     'then exec "$p" "$@"; fi; done; echo "no Python 3.8 or newer" >&2; exit 127'
 )
-# Any Python can run this and say that it is too old; only newer ones can read the foothold.
+# Any Python can run this and say that it is too old; only newer ones can read the foothold. All is
+# packed, since small SSH servers take a command of 9,000 bytes at most.
 _RUN = (
-    "import sys,json,binascii;"
-    "f=[binascii.unhexlify(a).decode() for a in sys.argv[1:]];"
+    "import sys,json,zlib,binascii;"
+    "f=json.loads(zlib.decompress(binascii.a2b_base64(sys.argv[1])).decode());"
     "v=list(sys.version_info[:3]);"
     "g={'__name__':'foothold','main':lambda m,o:sys.stdout.write("
     "chr(10)+m+json.dumps({'fault':'old-python','text':'%d.%d.%d'%tuple(v)})+chr(10))};"
-    "exec(f[0] if v>=[3,8] else '',g);g['main'](f[1],json.loads(f[2]))"
+    "exec(f[0] if v>=[3,8] else '',g);g['main'](f[1],f[2])"
 )
 _HINTS = {
     "disk-full": "free some room there, or set the board's store",
@@ -178,9 +181,10 @@ class Carrier:
         """
         mark = f"flatsat:{secrets.token_hex(8)}:"
         source = resources.files("flatsat.targets.agent").joinpath("foothold.py").read_text()
-        orders = json.dumps({**self._orders, "do": order, "offset": offset})
-        hexed = [text.encode().hex() for text in (source, mark, orders)]
-        command = posix(_FIND, self._python, "-S", "-s", "-c", _RUN, *hexed)
+        orders = {**self._orders, "do": order, "offset": offset}
+        packed = zlib.compress(json.dumps([source, mark, orders]).encode(), 9)
+        argument = base64.b64encode(packed).decode()
+        command = posix(_FIND, self._python, "-S", "-s", "-c", _RUN, argument)
         stdin = self._data[offset:] if order == "take" else b""
         result = await self._shell.run(command, _left(end), stdin)
         _, marked, rest = result.stdout.rpartition(mark.encode())
