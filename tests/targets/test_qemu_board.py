@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from flatsat.artifact import Agreement
-from flatsat.jobspec import JobSpec
+from flatsat.jobspec import JobKind, JobSpec
 from flatsat.outcome import Measured
 from flatsat.targets.board import Lease, LinkDown
 from flatsat.targets.host import HostBoard
@@ -74,6 +74,35 @@ async def test_the_job_of_the_host_gives_the_same_answer_in_virtual_time(
     assert max(medians) - min(medians) <= 0.002 * min(medians), medians
     environment: Any = there.evidence["environment"]
     assert (environment["arch"], environment["cores"]) == ("aarch64", 1)
+
+
+async def test_the_console_gives_the_same_answer_as_ssh(
+    booted_board: Any, files: Any, make_latency: MakeJob
+) -> None:
+    x = np.random.default_rng(4).standard_normal((5, 6)).astype(np.float32)
+    model, data = files.dense(), files.arrays("data", {"in:image": x})
+    speed = make_latency(model, plan={"processes": 1})
+    outputs = make_latency(model, kind=JobKind.ACCURACY, dataset=data, batch=5)
+    medians, logits, identities = [], [], []
+    for link in ("ssh", "serial"):
+        board = replace(booted_board.board, link=link)
+        with booted_board.lease() as lease:
+            session = await board.open(lease)
+            for sha256 in outputs.blobs:
+                await session.put(sha256, files.paths[sha256])
+            timed = await session.run("speed", speed)
+            scored = await session.run("outputs", outputs)
+            await session.close()
+        assert isinstance(timed, Measured), timed
+        assert isinstance(scored, Measured), scored
+        (counted,) = [s for s in timed.samples if s.quantity == "latency_ns" and s.warm]
+        medians.append(np.median(counted.values))
+        logits.append(scored.logits)
+        identities.append(session.identity)
+    assert abs(medians[0] - medians[1]) <= 0.001 * medians[0], medians
+    assert logits[0] is not None
+    assert logits[0] == logits[1]
+    assert identities[0] == identities[1]
 
 
 async def test_the_identity_follows_hardware_and_emulator(booted_board: Any) -> None:
