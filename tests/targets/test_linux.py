@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import getpass
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -110,6 +111,13 @@ def test_wrong_settings_are_named(settings: dict[str, object], message: str, hin
         make_board("em1", "linux", settings)
     assert caught.value.message.startswith("board 'em1'")
     assert hint in (caught.value.hint or "")
+
+
+def test_a_board_that_is_not_opened_imports_no_ssh() -> None:
+    code = "import sys; from flatsat.targets.boards import make_board\n"
+    code += f"make_board('b', 'linux', {{'links': [{SSH!r}]}})\n"
+    code += "assert not {'asyncssh', 'serial', 'numpy', 'onnx'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 # Sessions.
