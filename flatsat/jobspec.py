@@ -54,7 +54,7 @@ class MeasurePlan:
 
 
 VIRTUAL_PLAN = MeasurePlan(
-    processes=1, min_inferences=12, min_s=0.0, warmup="fixed", max_warmup=4, deadline_s=300.0
+    processes=1, min_inferences=15, min_s=0.0, warmup="fixed", max_warmup=8, deadline_s=300.0
 )
 """Where time is counted instructions, values repeat to a fraction of a percent: a few will do."""
 VIRTUAL_ROUNDS = 2

@@ -125,6 +125,7 @@ class Jobs:
         orders: Dict[str, Any] = {
             "spec": spec,
             "parent": os.getpid(),
+            "counted_clock": self._launcher.seed_hash,
             "result": os.path.join(work, "result"),
             "stderr": os.path.join(work, "stderr"),
             "output": os.path.join(work, "output"),

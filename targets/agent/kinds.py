@@ -18,6 +18,7 @@ from .faults import AgentFault, out_of_memory
 from .goldens import check_goldens, read_arrays, run_rows
 from .inputs import generate
 from .runtimes import Model, Runtime, run_fault
+from .tick import tick_waiter
 from .window import WarmUp, count, warm_up
 
 if TYPE_CHECKING:
@@ -33,13 +34,13 @@ def latency(runtime: Runtime, orders: Mapping[str, Any], result: Result) -> None
     plan = spec["plan"]
     model = _load(runtime, orders, result)
     call, args = _bind(model, spec)
+    clock = time.perf_counter_ns
+    wait = tick_waiter(clock) if orders.get("counted_clock") else None
     try:
         before = resource.getrusage(resource.RUSAGE_SELF)
-        warm = warm_up(call, args, time.perf_counter_ns, plan["warmup"], plan["max_warmup"])
+        warm = warm_up(call, args, clock, plan["warmup"], plan["max_warmup"], wait)
         begin = time.perf_counter_ns()
-        values = count(
-            call, args, time.perf_counter_ns, plan["min_inferences"], int(plan["min_s"] * 1e9)
-        )
+        values = count(call, args, clock, plan["min_inferences"], int(plan["min_s"] * 1e9), wait)
         window_ns = time.perf_counter_ns() - begin
         after = resource.getrusage(resource.RUSAGE_SELF)
     except MemoryError:

@@ -18,7 +18,7 @@ reported as not reached; the window is counted either way and says which.
 from __future__ import annotations
 
 from array import array
-from typing import Any, Callable, NamedTuple, Sequence, Tuple
+from typing import Any, Callable, NamedTuple, Optional, Sequence, Tuple
 
 HALF = 8
 """Durations in each of the two halves that are compared."""
@@ -87,6 +87,7 @@ def warm_up(
     clock: Callable[[], int],
     rule: str,
     limit: int,
+    wait: Optional[Callable[[], None]] = None,
 ) -> WarmUp:
     """Run uncounted inferences until the steady-state test passes or `limit` is reached.
 
@@ -97,10 +98,13 @@ def warm_up(
         clock: nanoseconds as an integer.
         rule: "steady", or "fixed" for exactly `limit` inferences whatever the test says.
         limit: the most inferences.
+        wait: called before each inference, outside of what is timed.
     """
     first, second = args
     values = array("q")
     for _ in range(limit):
+        if wait is not None:
+            wait()
         begin = clock()
         call(first, second)
         end = clock()
@@ -123,11 +127,12 @@ def count(
     clock: Callable[[], int],
     min_inferences: int,
     min_ns: int,
+    wait: Optional[Callable[[], None]] = None,
 ) -> array[int]:
     """Return every duration (ns) of at least `min_inferences` inferences and `min_ns` in all.
 
     Room for the values is set aside beforehand and doubled when it runs out; that happens between
-    two timed inferences, never in one.
+    two timed inferences, never in one. `wait` is called before each, outside of what is timed.
     """
     room = max(min_inferences, 1024)
     values = array("q", bytes(8 * room))
@@ -136,6 +141,8 @@ def count(
     deadline = clock() + min_ns
     while True:
         for index in range(done, room):
+            if wait is not None:
+                wait()
             begin = clock()
             call(first, second)
             end = clock()
