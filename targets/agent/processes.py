@@ -20,6 +20,8 @@ _BOOT = (
     "from flatsat_agent.worker import %s;%s"
 )
 _TEMPLATE_S = 120.0
+_KEPT = ("LD_LIBRARY_PATH", "LD_PRELOAD", "TMPDIR")
+"""What a worker on a clock that counts instructions is told of its environment."""
 
 
 class Exit(NamedTuple):
@@ -43,7 +45,11 @@ class Child(Protocol):
 
 def _spawn(python: str, argv: Sequence[str], order_fd: int, stderr: str, seed_hash: bool) -> int:
     """Start an interpreter without site packages' start-up hooks and return its process id."""
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
+    if seed_hash:
+        # Its length moves the stack: a link must not show in the counted instructions.
+        environment = {k: os.environ[k] for k in _KEPT if k in os.environ}
+    else:
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
     # NumPy's own thread pool is of no use to a worker and would only take memory.
     environment["OPENBLAS_NUM_THREADS"] = "1"
     if seed_hash:

@@ -99,7 +99,7 @@ async def test_the_console_gives_the_same_answer_as_ssh(
         medians.append(np.median(counted.values))
         logits.append(scored.logits)
         identities.append(session.identity)
-    assert abs(medians[0] - medians[1]) <= 0.001 * medians[0], medians
+    assert abs(medians[0] - medians[1]) <= 0.002 * medians[0], medians
     assert logits[0] is not None
     assert logits[0] == logits[1]
     assert identities[0] == identities[1]
