@@ -17,6 +17,7 @@ from flatsat.outcome import Failed, Measured, Outcome
 from flatsat.runtimes import FORMATS
 from flatsat.targets.board import BoardRefused, Prepared
 from flatsat.targets.pool import LocalPool
+from flatsat.units import TimeKind
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
@@ -248,4 +249,6 @@ async def _timing(session: Session, board: Board) -> Finding:
     steady = p90 <= _SPREAD * p50 and resolution <= _COARSE_CLOCK_NS
     detail = f"{board.time_kind.value}, {resolution} ns; a loop of {_BUSY_NS // 1000} us took "
     detail += f"{p50 / 1000:.0f} us (p50), {p90 / 1000:.0f} us (p90)"
+    if "emulator" in session.identity.facts and board.time_kind is TimeKind.WALL:
+        detail += "; an emulator's wall clock ranks nothing"
     return Finding("clock", steady, detail, "" if steady else "end what else runs there")

@@ -18,7 +18,7 @@ from flatsat.targets.qemu_hardware import Hardware
 from flatsat.targets.qemu_image import build_image, find_image
 from flatsat.targets.qemu_keeper import Kept, find_keeper
 from flatsat.targets.qemu_process import Emulator, EmulatorError, find_emulator
-from flatsat.targets.qemu_run import Disk, Machine, reset_machine
+from flatsat.targets.qemu_run import Disk, Machine, Plugin, reset_machine
 from flatsat.targets.qemu_state import find_state, make_state, start_machine
 from flatsat.targets.session import AgentSession, open_session
 from flatsat.targets.ssh import SshLink
@@ -125,7 +125,7 @@ class QemuBoard:
         """
         kept = find_keeper(lease.directory)
         if kept is not None:
-            image = self._image_of(kept)
+            image = self.image_of(kept)
             return QemuSession(await self.attach(image, kept.ssh_port, kept.console, lease))
         try:
             machine = await self.start()
@@ -150,12 +150,16 @@ class QemuBoard:
         if kept is not None:
             try:
                 await reset_machine(kept.qmp, kept.ssh_port)
-                await self._warm_up(self._image_of(kept), kept.ssh_port, kept.console, lease)
+                await self._warm_up(self.image_of(kept), kept.ssh_port, kept.console, lease)
             except InfrastructureError as error:
                 raise LinkDown(error.message, hint=f"flatsat board down {self.name}") from error
 
-    def _image_of(self, kept: Kept) -> Image:
-        """Return the image of a machine that is kept up, if that is this board as it is now."""
+    def image_of(self, kept: Kept) -> Image:
+        """Return the image of a machine that is kept up, if that is this board as it is now.
+
+        Raises:
+            LinkDown: it isn't.
+        """
         image = find_image(self.cache_dir)
         other = QemuBoard.from_settings(kept.settings)
         same = (other.hardware, other.console) == (self.hardware, self.console)
@@ -166,8 +170,14 @@ class QemuBoard:
             )
         return image
 
-    async def start(self, progress: Progress | None = None) -> Machine:
+    async def start(
+        self, progress: Progress | None = None, plugin: Plugin | None = None
+    ) -> Machine:
         """Start a machine of this board from its saved state; both are made if need be.
+
+        Args:
+            progress: is told about the steps.
+            plugin: to run the machine with; the guest's clock doesn't feel it.
 
         Raises:
             EmulatorError: QEMU is missing, or the board does not come up.
@@ -177,7 +187,7 @@ class QemuBoard:
 
         async def start(disk: Disk) -> Machine:
             return await Machine.start(
-                image, self.hardware, emulator, disk=disk, console=self.console
+                image, self.hardware, emulator, disk=disk, console=self.console, plugin=plugin
             )
 
         return await start_machine(

@@ -54,7 +54,7 @@ class Plugin:
     """
 
     library: Path
-    arguments: tuple[str, ...] = ("out={log}",)
+    arguments: tuple[str, ...] = ("log={log}",)
 
 
 @dataclass(frozen=True)

@@ -190,6 +190,7 @@ def up(
     folder = _folder(lab, name)
     kept = find_keeper(folder)
     if kept is not None:
+        chosen.image_of(kept)
         say(f"{name} is up already")
         _show(name, kept, as_json)
         return 0
