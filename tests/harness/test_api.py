@@ -84,8 +84,8 @@ async def test_a_running_event_loop_is_no_hindrance(dense_file: Onnx, tmp_path: 
     assert quick(dense_file(), tmp_path / "lab").status == "measured"
 
 
-def test_a_lab_has_the_built_in_board(tmp_path: Path) -> None:
-    assert open_lab(tmp_path).board_names() == ["host"]
+def test_a_lab_has_the_built_in_boards(tmp_path: Path) -> None:
+    assert open_lab(tmp_path).board_names() == ["host", "qemu-arm64", "qemu-arm64-a76"]
 
 
 @pytest.mark.slow

@@ -138,6 +138,8 @@ def test_boards_are_listed_and_examined(flatsat: Flatsat, tmp_path: Path) -> Non
     assert [(b["name"], b["kind"], b["clock"], b["from"]) for b in boards] == [
         ("bench", "host", "wall", "lab.toml"),
         ("host", "host", "wall", "built in"),
+        ("qemu-arm64", "qemu-arm64", "virtual", "built in"),
+        ("qemu-arm64-a76", "qemu-arm64", "virtual", "built in"),
     ]
     said = flatsat("board", "doctor", "bench", "--json")
     findings = json.loads(said.out)["findings"]
