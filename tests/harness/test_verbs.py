@@ -144,7 +144,9 @@ def test_boards_are_listed_and_examined(flatsat: Flatsat, tmp_path: Path) -> Non
     said = flatsat("board", "doctor", "bench", "--json")
     findings = json.loads(said.out)["findings"]
     assert said.code == (0 if all(f["ok"] for f in findings) else 3)
-    assert {f["check"]: f["ok"] for f in findings}["link and agent"] is True
+    checks = {f["check"]: f["ok"] for f in findings}
+    assert checks["link"] is True
+    assert checks["agent"] is True
     assert "'em1'" in flatsat("board", "doctor", "em1").error
     (tmp_path / "lab" / "lab.toml").write_text('[board.bench]\nkind = "hots"\n')
     assert "lab.toml:2: " in flatsat("board", "list").error
