@@ -62,7 +62,8 @@ class Connection:
     """One session at a time with a leased board; a dropped one is opened anew when needed.
 
     The ladder of a board that does not answer: connect again, which starts its agent anew; then
-    cut its power, where it has a switch; then give it up.
+    cut its power, where it has a switch; then give it up. One that answers, but refuses for good,
+    is given up at once: it may be lent to somebody else by now, or its disk be full.
     """
 
     def __init__(self, board: Board, lease: Lease, say: Callable[[str], None]) -> None:
@@ -88,6 +89,8 @@ class Connection:
             except InfrastructureError as error:
                 last = error
                 self._say(f"board {self._board.name} can't be opened: {error.message}")
+                if _is_final(error):
+                    break
         if self._session is None:
             raise BoardGoneError(str(last))
         return self._session
@@ -111,3 +114,9 @@ class Connection:
     async def close(self) -> None:
         """End the use of the board."""
         await self.drop()
+
+
+def _is_final(error: InfrastructureError) -> bool:
+    from flatsat.targets.board import BoardRefused
+
+    return isinstance(error, BoardRefused) and not error.fault.transient

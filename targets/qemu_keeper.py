@@ -72,16 +72,20 @@ class Kept:
 
 
 def find_keeper(directory: Path) -> Kept | None:
-    """Return the board that is kept up from a board's folder of a lab, or None."""
+    """Return the board that is kept up from a board's folder of a lab, or None.
+
+    A keeper takes a moment to see that its QEMU has ended; the board is down all the same.
+    """
     if not _held(directory):
         return None
     try:
         about = json.loads((directory / _ABOUT).read_text())
         for name in ("qmp", "ssh_config"):
             about[name] = Path(about[name])
-        return Kept(**about)
+        kept = Kept(**about)
     except (OSError, ValueError, KeyError, TypeError):
         return None
+    return kept if _lives(kept.qemu_pid) else None
 
 
 def start_keeper(board: QemuBoard, directory: Path, deadline_s: float = _UP_S) -> Kept:
@@ -215,6 +219,14 @@ def _write_ssh_config(name: str, machine: Machine, directory: Path) -> Path:
     lines = [f"Host {name}", *(f"    {key} {value}" for key, value in options.items())]
     path.write_text("\n".join(lines) + "\n")
     return path
+
+
+def _lives(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state not in ("Z", "X")
 
 
 def _held(directory: Path) -> bool:

@@ -294,6 +294,21 @@ def test_a_board_that_hangs_is_power_cycled_once_and_the_run_goes_on(run: Run) -
     assert not tally.quarantined
 
 
+def test_a_board_that_is_lent_to_somebody_else_keeps_its_power(run: Run) -> None:
+    stale = BoardRefused(Fault(Owner.HARNESS, False, "stale-epoch", "the lease is over"))
+
+    @dataclass
+    class LentBoard(SwitchedBoard):
+        async def open(self, lease: Lease) -> ScriptedSession:
+            self.opened += 1
+            raise stale
+
+    board = LentBoard()
+    tally, _ = run(board)
+    assert (board.opened, board.cycles, board.ran) == (1, 0, [])
+    assert "the lease is over" in tally.quarantined["fake"]
+
+
 def test_a_real_clock_has_this_machine_to_itself_and_counted_instructions_share_it(
     tmp_path: Path,
 ) -> None:
