@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import tempfile
 import time
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -149,15 +151,31 @@ def _disk(session: Session) -> list[Finding]:
 
 
 async def _meter(session: Session, board: Board) -> Finding:
+    """Let a product of a row and a matrix be counted: at least an instruction for each weight."""
     if board.meter == "none":
         return Finding("meter", True, "none: this board can't do energy jobs")
-    outcome = await _probe(session, board.name, JobKind.ENERGY, "fault")
-    if isinstance(outcome, Measured):
-        counted = sorted({sample.quantity for sample in outcome.samples})
-        return Finding("meter", True, f"{board.meter}: {', '.join(counted)}")
+    from flatsat.targets.probes import SIDE, probe_zip
+
+    with tempfile.TemporaryDirectory(prefix="flatsat-") as folder:
+        path = Path(folder) / "probe.onnx"
+        with zipfile.ZipFile(io.BytesIO(probe_zip())) as models:
+            path.write_bytes(models.read("float32.onnx"))
+        sha256 = sha256_file(path)
+        await session.put(sha256, path)
+        plan = MeasurePlan(processes=1, min_inferences=3, min_s=0.0, warmup="fixed", max_warmup=2)
+        spec = JobSpec(JobKind.ENERGY, sha256, "onnx", board.name, axes={"rows": 1}, plan=plan)
+        outcome = await session.run("doctor-energy", spec)
     if isinstance(outcome, Failed):
         return Finding("meter", False, outcome.fault.message, outcome.fault.hint)
-    return Finding("meter", False, outcome.why)
+    if not isinstance(outcome, Measured):
+        return Finding("meter", False, outcome.why, "try again")
+    values = {s.quantity: min(s.values) for s in outcome.samples if s.quantity == "instructions"}
+    counted = values.get("instructions", 0)
+    # A vector instruction multiplies at most 16 pairs.
+    right = counted >= SIDE * SIDE / 16
+    detail = f"{board.meter}: {counted} instructions for {SIDE * SIDE} multiplications"
+    fix = "" if right else "remove the folder plugins of the cache: the meter is then built anew"
+    return Finding("meter", right, detail, fix)
 
 
 def _state(session: Session) -> list[Finding]:
