@@ -7,12 +7,14 @@ busy; or it follows the host's (`wall`), which only shows that something runs.
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flatsat.errors import InfrastructureError
 from flatsat.targets.board import Lease, LinkDown
+from flatsat.targets.energy import EnergyModel
+from flatsat.targets.events import GEOMETRIES, EventsSession, build_plugin
 from flatsat.targets.provision import write_agent
 from flatsat.targets.qemu_hardware import Hardware
 from flatsat.targets.qemu_image import build_image, find_image
@@ -59,6 +61,7 @@ class QemuBoard:
         link: "ssh" or "serial".
         console: how the serial console is reached: "pty" or "socket".
         meter: "events" counts events for energy jobs on a second machine, "none" doesn't.
+        energy: joules per counted event.
         cache_dir: where the image lies; by default the user's cache.
     """
 
@@ -69,7 +72,8 @@ class QemuBoard:
     shift: int = 1
     link: str = "ssh"
     console: str = "pty"
-    meter: str = "none"
+    meter: str = "events"
+    energy: EnergyModel = field(default_factory=EnergyModel)
     cache_dir: Path | None = None
     kind: str = "qemu-arm64"
     runs_here: bool = True
@@ -90,12 +94,15 @@ class QemuBoard:
         given = dict(settings)
         if given.get("cache_dir") is not None:
             given["cache_dir"] = Path(given["cache_dir"])
+        if isinstance(given.get("energy"), dict):
+            given["energy"] = EnergyModel(**given["energy"])
         return cls(**given)
 
     def settings(self) -> dict[str, Any]:
         """Return all that makes this board, JSON-able."""
-        given = {field.name: getattr(self, field.name) for field in fields(self)}
+        given = {one.name: getattr(self, one.name) for one in fields(self)}
         given["cache_dir"] = None if self.cache_dir is None else str(self.cache_dir)
+        given["energy"] = self.energy.to_json()
         return given
 
     async def prepare(self, progress: Progress | None = None, *, refresh: bool = False) -> Image:
@@ -113,8 +120,10 @@ class QemuBoard:
             await make_state(image, self.hardware, emulator, self._warm, progress=progress)
         return image
 
-    async def open(self, lease: Lease) -> QemuSession:
+    async def open(self, lease: Lease) -> QemuSession | EventsSession:
         """Open a session on the machine that `board up` keeps, else on one of its own.
+
+        Energy jobs go to a machine with the event meter, which is started for the first of them.
 
         The image is built and the board booted for the first time if that was never done, which
         takes minutes; `prepare` does it with progress shown.
@@ -126,9 +135,15 @@ class QemuBoard:
         kept = find_keeper(lease.directory)
         if kept is not None:
             image = self.image_of(kept)
-            return QemuSession(await self.attach(image, kept.ssh_port, kept.console, lease))
+            session = QemuSession(await self.attach(image, kept.ssh_port, kept.console, lease))
+        else:
+            session = await self._open(lease)
+        return self._with_meter(session, lease)
+
+    async def _open(self, lease: Lease, plugin: Plugin | None = None) -> QemuSession:
+        """Open a session on a machine of its own, perhaps with a plugin."""
         try:
-            machine = await self.start()
+            machine = await self.start(plugin=plugin)
         except EmulatorError as error:
             raise LinkDown(error.message, hint=error.hint) from error
         try:
@@ -137,6 +152,20 @@ class QemuBoard:
             await machine.stop()
             raise
         return QemuSession(session, machine)
+
+    def _with_meter(self, session: QemuSession, lease: Lease) -> QemuSession | EventsSession:
+        if self.meter == "none":
+            return session
+        geometry = GEOMETRIES[self.cpu]
+
+        async def start() -> tuple[QemuSession, Path]:
+            library = await asyncio.to_thread(build_plugin, self.cache_dir)
+            metered = await self._open(lease, Plugin(library, geometry.arguments()))
+            assert metered.machine is not None
+            assert metered.machine.events_log is not None
+            return metered, metered.machine.events_log
+
+        return EventsSession(session, start, self.energy, geometry)
 
     async def power_cycle(self, lease: Lease) -> None:
         """Cut the power of the machine that `board up` keeps, and wait until it has booted.

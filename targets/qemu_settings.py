@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
+from flatsat.targets.energy import model_from_settings
 from flatsat.targets.qemu import CPUS, QemuBoard
 from flatsat.targets.settings import between, checked, one_of
 
@@ -19,6 +20,7 @@ _TYPES: Mapping[str, type] = {
     "link": str,
     "console": str,
     "meter": str,
+    "energy": dict,
     "cache_dir": str,
 }
 _CHOICES: Mapping[str, tuple[str, ...]] = {
@@ -47,6 +49,8 @@ def board_from_settings(name: str, settings: Mapping[str, object]) -> QemuBoard:
         if key in _RANGES:
             low, high, unit = _RANGES[key]
             between(name, key, value, low, high, unit)
+    if "energy" in chosen:
+        chosen["energy"] = model_from_settings(name, cast("dict[str, object]", chosen["energy"]))
     if "cache_dir" in chosen:
         chosen["cache_dir"] = Path(cast("str", chosen["cache_dir"]))
     return QemuBoard(name, **chosen)  # type: ignore[arg-type]

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from .store import Store
 
 KINDS = ("latency", "accuracy", "layers", "capability", "energy", "faults")
+_FOR_TRIALS = ("faults", "energy")
+"""Kinds that a model may be tried by that only pretends to be one."""
 _SEVERAL_PROCESSES = ("latency", "faults")
 _SAMPLE_BYTES = 512 << 10
 
@@ -108,7 +110,7 @@ class Jobs:
                 "this agent can't do %r jobs" % spec["kind"],
                 "it does " + ", ".join(KINDS),
             )
-        if spec["runtime"] == "fault" and spec["kind"] != "faults":
+        if spec["runtime"] == "fault" and spec["kind"] not in _FOR_TRIALS:
             raise AgentFault("config", "unknown-runtime", "runtime 'fault' is for faults jobs only")
         if spec["kind"] == "energy" and meter != "events":
             raise AgentFault(
