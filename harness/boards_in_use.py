@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 ATTEMPTS = 3
 """How often a board is opened, and a job tried, when the board or its link is at fault."""
 LEASE_WAIT_S = 3600.0
+BOOT_S = 60.0
+"""How long a board that was up before may take to come up by itself: it may have lost its power."""
+_PAUSE_S = 0.5
 
 
 def by_machine(boards: Mapping[str, Board]) -> tuple[list[str], list[str], list[str]]:
@@ -61,9 +64,10 @@ class BoardGoneError(Exception):
 class Connection:
     """One session at a time with a leased board; a dropped one is opened anew when needed.
 
-    The ladder of a board that does not answer: connect again, which starts its agent anew; then
-    cut its power, where it has a switch; then give it up. One that answers, but refuses for good,
-    is given up at once: it may be lent to somebody else by now, or its disk be full.
+    The ladder of a board that does not answer: connect again, which starts its agent anew, and
+    give it time to boot if it was up before; then cut its power, where it has a switch; then give
+    it up. One that answers, but refuses for good, is given up at once: it may be lent to somebody
+    else by now, or its disk be full.
     """
 
     def __init__(self, board: Board, lease: Lease, say: Callable[[str], None]) -> None:
@@ -71,6 +75,7 @@ class Connection:
         self._lease = lease
         self._say = say
         self._session: Session | None = None
+        self._was_up = False
 
     async def session(self) -> Session:
         """Return the open session, or open one.
@@ -85,7 +90,9 @@ class Connection:
             try:
                 if attempt == ATTEMPTS - 1:
                     await self._power_cycle()
-                self._session = await self._board.open(self._lease)
+                patience_s = BOOT_S if self._was_up and attempt == 0 else 0.0
+                self._session = await self._open(patience_s)
+                self._was_up = True
             except InfrastructureError as error:
                 last = error
                 self._say(f"board {self._board.name} can't be opened: {error.message}")
@@ -94,6 +101,18 @@ class Connection:
         if self._session is None:
             raise BoardGoneError(str(last))
         return self._session
+
+    async def _open(self, patience_s: float) -> Session:
+        """Open a session; tries that begin within `patience_s` may fail."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + patience_s
+        while True:
+            try:
+                return await self._board.open(self._lease)
+            except InfrastructureError as error:
+                if _is_final(error) or loop.time() + _PAUSE_S > end:
+                    raise
+            await asyncio.sleep(_PAUSE_S)
 
     async def _power_cycle(self) -> None:
         from flatsat.targets.board import Powered

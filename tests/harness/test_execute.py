@@ -294,6 +294,17 @@ def test_a_board_that_hangs_is_power_cycled_once_and_the_run_goes_on(run: Run) -
     assert not tally.quarantined
 
 
+def test_a_board_that_was_up_is_given_time_to_boot(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flatsat.harness.boards_in_use._PAUSE_S", 0.001)
+    gone = [LinkDown("nothing listens")] * 20
+    board = ScriptedBoard(answers={"a": [LinkDown("power cut"), GOOD]}, opens=[None, *gone, None])
+    tally, _ = run(board)
+    assert tally == Tally(measured=2)
+    assert board.opened == 22
+
+
 def test_a_board_that_is_lent_to_somebody_else_keeps_its_power(run: Run) -> None:
     stale = BoardRefused(Fault(Owner.HARNESS, False, "stale-epoch", "the lease is over"))
 
