@@ -41,8 +41,9 @@ from flatsat.compressors.recipe import (
     recipe_id,
     role_of,
 )
-from flatsat.compressors.registry import entry, step_class
+from flatsat.compressors.registry import entry, int8_pass, step_class
 from flatsat.compressors.storage import bytes_by_coding
+from flatsat.compressors.tflite_lower import accuracy
 from flatsat.datasets.fit import evaluate
 from flatsat.datasets.nets import build as build_net
 from flatsat.datasets.reference import reference
@@ -140,9 +141,9 @@ def _make(
     params, nonzeros, macs = count(network.module, network.input_shape)
     put_masks(folder, _pictures(network, found))
     history = (*network.history, *passes)
-    accuracy = {"validation": evaluate(network.module, splits.validation)}
+    on_host = {"validation": evaluate(network.module, splits.validation)}
     for told in passes:
-        accuracy[f"validation/{told['role']}"] = float(told["accuracy_validation"])
+        on_host[f"validation/{told['role']}"] = float(told["accuracy_validation"])
     candidate = Candidate(
         candidate_id=candidate_id(artifacts),
         recipe_id=recipe_id(spec, seed),
@@ -162,7 +163,7 @@ def _make(
             "cpu_s": cpu_s,
             "reference_train_s": reference_train_s,
         },
-        accuracy_host=accuracy,
+        accuracy_host=on_host,
         layers=tuple(_plain(asdict(info)) for info in found),
         role=role_of(spec),
         folder=folder,
@@ -250,7 +251,7 @@ def _lower(
 def _int8(
     lower: LowerSpec, source: Artifact, folder: Path, ctx: StepContext
 ) -> tuple[Artifact, dict[str, Any]]:
-    cls = step_class("int8", "pass")
+    cls = step_class(int8_pass(lower.to), "pass")
     params = cls.Params.model_validate(dict(lower.int8 or {}))
     started = time.process_time()
     artifact: Artifact = cls(params).apply(source, folder, ctx)
@@ -290,9 +291,11 @@ def _goldens_agree(folder: Path, left: Artifact, right: Artifact) -> float:
 
 
 def _host_accuracy(path: Path, artifact: Artifact, ctx: StepContext) -> float:
-    """Return a file's accuracy on the validation split, executed by onnxruntime here."""
+    """Return a file's accuracy on the validation split, executed here."""
     source, target = artifact.inputs[0].name, artifact.outputs[0].name
     split = ctx.validation
+    if artifact.format == "tflite":
+        return accuracy(path.read_bytes(), artifact.inputs[0], split.x, split.y)
     right = 0
     for start in range(0, len(split), _EVALUATION_BATCH):
         end = start + _EVALUATION_BATCH

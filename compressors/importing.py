@@ -1,4 +1,4 @@
-"""Networks that FlatSat did not make: any ONNX file becomes a candidate."""
+"""Networks that FlatSat did not make: any ONNX or TFLite file becomes a candidate."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import tempfile
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,12 +26,15 @@ from flatsat.compressors.candidate import (
     writing,
 )
 from flatsat.compressors.onnx_model import ModelInfo, embedded, inspect, output_step, parse
+from flatsat.compressors.tflite_model import inspect as inspect_tflite
+from flatsat.compressors.tflite_model import is_tflite
 from flatsat.errors import ModelError
 
 if TYPE_CHECKING:
     import numpy as np
 
     from flatsat.artifact import Agreement
+    from flatsat.compressors.tflite_model import TfliteInfo
     from flatsat.tensors import TensorSpec
 
     Arrays = Mapping[str, np.ndarray[Any, Any]]
@@ -40,7 +43,9 @@ if TYPE_CHECKING:
 def import_model(
     path: Path, goldens: Path | None, candidates_dir: Path, name: str | None = None
 ) -> Candidate:
-    """Make a candidate of role "imported" from an ONNX file.
+    """Make a candidate of role "imported" from an ONNX or a TFLite file.
+
+    Which it is, the content says, not the name.
 
     Weights that the model keeps in other files are put inside the candidate's file. Importing the
     same model again gives the same candidate; goldens and a name that are given replace those
@@ -55,20 +60,20 @@ def import_model(
         name: for people; None takes the file's name without its ending.
 
     Raises:
-        ModelError: the model can't be read (see `onnx_model.inspect`), or the goldens don't fit
-            its signature; the message names what is missing or wrong.
+        ModelError: the model can't be read (see `inspect` of `onnx_model` and `tflite_model`), or
+            the goldens don't fit its signature; the message names what is missing or wrong.
         UsageError: the folder can't be written to.
         InfrastructureError: the disk is full.
     """
-    info = inspect(path)
+    model = _read(path)
+    info = model.info
     arrays = None if goldens is None else read_goldens(goldens, info.inputs, info.outputs)
-    data = embedded(path)
     with writing(candidates_dir):
         building = candidates_dir / BUILDING
         building.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix="import-", dir=building))
         try:
-            candidate = _make(folder, data, info, arrays, _label(name or path.stem))
+            candidate = _make(folder, model, arrays, _label(name or path.stem))
             _replace_goldens(candidates_dir / candidate.candidate_id, candidate)
             placed = publish(candidate, candidates_dir)
             if name is not None and placed.name != candidate.name:
@@ -162,29 +167,70 @@ def _check_shape(
             raise ModelError(f"{path}: {key} has shape {shape}, the model's is {stated}")
 
 
+@dataclass(frozen=True)
+class _Model:
+    """A model file of any format, read.
+
+    Attributes:
+        format: "onnx" or "tflite".
+        data: all of it, weights from other files included.
+        info: its signature and counts.
+        opset, ir: of ONNX files.
+        history: what the import tells.
+        agreement: the policy that suits its outputs.
+    """
+
+    format: str
+    data: bytes
+    info: ModelInfo | TfliteInfo
+    opset: int | None
+    ir: int | None
+    history: Mapping[str, object]
+    agreement: Agreement
+
+
+def _read(path: Path) -> _Model:
+    try:
+        with path.open("rb") as stream:
+            lite = is_tflite(stream.read(8))
+    except OSError:
+        lite = False
+    if lite:
+        data = path.read_bytes()
+        found = inspect_tflite(data, path.name)
+        dtypes = [spec.dtype for spec in found.outputs]
+        quantised = any(spec.scale is not None for spec in found.outputs)
+        agreement = policy(1.0 if quantised else None, _coarsest(dtypes))
+        return _Model("tflite", data, found, None, None, {"step": "import"}, agreement)
+    info = inspect(path)
+    data = embedded(path)
+    told = {"step": "import", "valid": info.valid, "problem": info.problem}
+    return _Model("onnx", data, info, info.opset, info.ir, told, _agreement(data, info))
+
+
 def _make(
     folder: Path,
-    data: bytes,
-    info: ModelInfo,
+    model: _Model,
     goldens: tuple[Arrays, Arrays] | None,
     name: str,
 ) -> Candidate:
+    data, info = model.data, model.info
     sha256 = sha256_bytes(data)
-    file = f"imported-{sha256[:12]}.onnx"
+    file = f"imported-{sha256[:12]}.{model.format}"
     (folder / file).write_bytes(data)
     artifact = Artifact(
         sha256=sha256,
-        format="onnx",
+        format=model.format,
         role="imported",
         size_bytes=len(data),
         file=file,
-        opset=info.opset,
-        ir=info.ir,
+        opset=model.opset,
+        ir=model.ir,
         layout="",
         inputs=info.inputs,
         outputs=info.outputs,
         goldens=None if goldens is None else put_goldens(folder, *goldens),
-        agreement=None if goldens is None else _agreement(data, info),
+        agreement=None if goldens is None else model.agreement,
     )
     candidate = Candidate(
         candidate_id=candidate_id((artifact,)),
@@ -204,7 +250,7 @@ def _make(
         layers=(),
         role="imported",
         folder=folder,
-        history=({"step": "import", "valid": info.valid, "problem": info.problem},),
+        history=(model.history,),
     )
     save(candidate)
     return candidate
@@ -214,9 +260,12 @@ def _agreement(data: bytes, info: ModelInfo) -> Agreement:
     """Return the policy that suits the model's coarsest output."""
     model = parse(data, "the model")
     steps = [output_step(model, spec.name) or 0.0 for spec in info.outputs]
-    coarsest = ("float16", "float32", "float64")
-    dtypes = [spec.dtype for spec in info.outputs]
-    return policy(max(steps), next((d for d in coarsest if d in dtypes), dtypes[0]))
+    return policy(max(steps), _coarsest([spec.dtype for spec in info.outputs]))
+
+
+def _coarsest(dtypes: Sequence[str]) -> str:
+    """Return the float type of least precision among these, else the first type."""
+    return next((d for d in ("float16", "float32", "float64") if d in dtypes), dtypes[0])
 
 
 def _label(name: str) -> str:

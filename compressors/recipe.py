@@ -13,7 +13,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 import flatsat
 from flatsat.canonical import sha256_json
-from flatsat.compressors.registry import StepEntry, entry, step_class, step_names
+from flatsat.compressors.registry import (
+    StepEntry,
+    entry,
+    int8_pass,
+    step_class,
+    step_names,
+)
 from flatsat.datasets.workload import Workload, parse_ref
 from flatsat.errors import RecipeError, UsageError
 
@@ -175,7 +181,9 @@ def check(spec: RecipeSpec) -> Workload:
         if lower in spec.lowers[:index]:
             raise RecipeKeyError("writes the same file as one before", ("lower", index))
         if lower.int8 is not None:
-            _check_splits(entry("int8", "pass"), lower.int8, sizes, ("lower", index, "int8"))
+            _check_splits(
+                entry(int8_pass(lower.to), "pass"), lower.int8, sizes, ("lower", index, "int8")
+            )
     return workload
 
 
@@ -284,7 +292,7 @@ def _lower(tables: Sequence[Mapping[str, Any]], raw: Mapping[str, Any], index: i
     return LowerSpec(
         name,
         _params(name, "lower", given, path, raw, also=("int8",)),
-        None if int8 is None else _params("int8", "pass", int8, (*path, "int8"), raw),
+        None if int8 is None else _params(int8_pass(name), "pass", int8, (*path, "int8"), raw),
     )
 
 

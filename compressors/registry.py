@@ -89,13 +89,36 @@ _STEPS = (
     ),
     StepEntry("onnx", "lower", "onnx_lower:OnnxLower", "write ONNX, checked against the network"),
     StepEntry(
+        "tflite", "lower", "tflite_lower:TfliteLower", "write TensorFlow Lite, checked likewise"
+    ),
+    StepEntry(
         "int8",
         "pass",
         "onnx_int8:OnnxInt8",
         "quantise an ONNX file to int8 with onnxruntime's static QDQ",
         needs=("calibration",),
     ),
+    StepEntry(
+        "tflite-int8",
+        "pass",
+        "tflite_lower:TfliteInt8",
+        "quantise a TFLite file to int8, inputs and outputs too, with litert-quantizer",
+        needs=("calibration",),
+    ),
 )
+
+_INT8_PASSES = {"onnx": "int8", "tflite": "tflite-int8"}
+
+
+def int8_pass(lowering: str) -> str:
+    """Return the name of the pass that makes the int8 form of a lowering's files.
+
+    Raises:
+        RecipeError: that lowering has none.
+    """
+    if lowering not in _INT8_PASSES:
+        raise RecipeError(f"files of {lowering!r} have no int8 form")
+    return _INT8_PASSES[lowering]
 
 
 def step_names(kind: str | None = None) -> tuple[str, ...]:
