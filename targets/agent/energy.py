@@ -1,7 +1,7 @@
 """Inferences in windows that an emulator's event meter counts, each in a window of its own.
 
 A window is opened and closed by instructions that do nothing on hardware; the emulator's plugin
-knows them (`targets/plugin/events.c`). They stand in two functions of two instructions each, in a
+knows them (`targets/plugin/events.c`). They stand in three functions of two instructions each, in a
 page of memory of their own that is written first and made executable, no longer writable, then.
 """
 
@@ -25,14 +25,16 @@ MOST_WARM_UP = 8
 
 _BEGIN = 0xD5032A1F  # hint #0x50
 _END = 0xD5032A3F  # hint #0x51
+_CLEAR = 0xD5032A5F  # hint #0x52
 _RETURN = 0xD65F03C0
 
 
 class Windows:
-    """Functions that open and close a window.
+    """Functions without arguments that tell the meter; they keep the interpreter's lock.
 
     Attributes:
-        begin, end: called without arguments; they don't let go of the interpreter's lock.
+        begin, end: open and close a window.
+        clear: empties the modelled caches, whose lines are an earlier process's.
 
     Raises:
         AgentFault: (config, "no-meter") this processor has no such instructions; (board,
@@ -49,7 +51,7 @@ class Windows:
                 'use an emulated board (kind "qemu-arm64") with meter = "events"',
             )
         code = mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE)
-        code.write(struct.pack("<4I", _BEGIN, _RETURN, _END, _RETURN))
+        code.write(struct.pack("<6I", _BEGIN, _RETURN, _END, _RETURN, _CLEAR, _RETURN))
         address = ctypes.addressof(ctypes.c_char.from_buffer(code))
         protect = ctypes.CDLL(None, use_errno=True).mprotect
         protect.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
@@ -64,6 +66,7 @@ class Windows:
         self._code = code
         self.begin: Callable[[], None] = function(address)
         self.end: Callable[[], None] = function(address + 8)
+        self.clear: Callable[[], None] = function(address + 16)
 
 
 def count_events(
@@ -82,6 +85,7 @@ def count_events(
     limit = int(plan["max_warmup"])
     warm_up = limit if plan["warmup"] == "fixed" else min(limit, MOST_WARM_UP)
     counted = int(plan["min_inferences"])
+    windows.clear()
     _empty(windows.begin, windows.end, EMPTY_WINDOWS)
     _inferences(windows.begin, windows.end, call, args, warm_up + counted)
     result.process["windows"] = {"empty": EMPTY_WINDOWS, "warm_up": warm_up, "counted": counted}

@@ -19,6 +19,7 @@ struct cache {
     uint64_t *entries;
     uint64_t set_mask;
     unsigned ways;
+    size_t bytes; /* of the entries */
 };
 
 struct memory {
@@ -43,12 +44,12 @@ static inline bool cache_make(struct cache *cache, uint64_t size, uint64_t ways,
     }
     cache->ways = (unsigned)ways;
     cache->set_mask = size / (ways * line) - 1;
-    cache->entries = malloc(size / line * sizeof *cache->entries);
-    if (!cache->entries) {
-        return false;
+    cache->bytes = size / line * sizeof *cache->entries;
+    cache->entries = malloc(cache->bytes);
+    if (cache->entries) {
+        memset(cache->entries, 0xff, cache->bytes);
     }
-    memset(cache->entries, 0xff, size / line * sizeof *cache->entries);
-    return true;
+    return cache->entries;
 }
 
 /* Make both caches; sizes in bytes. */
@@ -62,6 +63,13 @@ static inline bool memory_make(struct memory *memory, uint64_t l1_size, uint64_t
     memory->line_shift = (unsigned)__builtin_ctzll(line);
     return cache_make(&memory->l1, l1_size, l1_ways, line)
            && cache_make(&memory->l2, l2_size, l2_ways, line);
+}
+
+/* Forget every line; nothing is written back. */
+static inline void memory_clear(struct memory *memory)
+{
+    memset(memory->l1.entries, 0xff, memory->l1.bytes);
+    memset(memory->l2.entries, 0xff, memory->l2.bytes);
 }
 
 static inline bool is_dirty(uint64_t entry)

@@ -5,7 +5,8 @@
  * nothing on hardware, executed by a user program. Counted are instructions, loads, stores, their
  * bytes, and misses of a modelled data cache (cache.h), of user code only: code at addresses with
  * the top bits set is the kernel's. The cache sees only what happens inside windows and is kept from
- * one to the next, as for inferences that follow each other closely.
+ * one to the next, as for inferences that follow each other closely, until `hint #0x52` empties it:
+ * it knows virtual addresses, which mean something else in the next program.
  *
  * Arguments: log=FILE (appended to), line=, l1_size=, l1_ways=, l2_size=, l2_ways= (bytes).
  * The log has one JSON object a line, flushed at once: a header when the emulator starts, then one
@@ -82,6 +83,7 @@ EXPORT int qemu_plugin_install(qemu_plugin_id_t id, const qemu_info_t *info, int
 /* Instruction words. */
 #define HINT_BEGIN 0xd5032a1fu    /* hint #0x50 */
 #define HINT_END 0xd5032a3fu      /* hint #0x51 */
+#define HINT_CLEAR 0xd5032a5fu    /* hint #0x52 */
 #define DC_ZVA 0xd50b7420u        /* dc zva, x0; the register is in the lowest five bits */
 #define LOAD_NEXT 0xf940011eu     /* ldr x30, [x8]: cpu_switch_to reads the next task's */
 #define SWITCH_TASK 0xd5184101u   /* msr sp_el0, x1: cpu_switch_to makes it the current one */
@@ -151,6 +153,12 @@ static void on_end(unsigned int vcpu, void *data)
         start_counting();
         report("not-open");
     }
+}
+
+static void on_clear(unsigned int vcpu, void *data)
+{
+    (void)vcpu, (void)data;
+    memory_clear(&memory);
 }
 
 static void on_access(unsigned int vcpu, qemu_plugin_meminfo_t info, uint64_t address, void *data)
@@ -229,6 +237,8 @@ static void instrument_user(struct qemu_plugin_insn *insn)
         qemu_plugin_register_vcpu_insn_exec_cb(insn, on_begin, CB_NO_REGS, NULL);
     } else if (word == HINT_END) {
         qemu_plugin_register_vcpu_insn_exec_cb(insn, on_end, CB_NO_REGS, NULL);
+    } else if (word == HINT_CLEAR) {
+        qemu_plugin_register_vcpu_insn_exec_cb(insn, on_clear, CB_NO_REGS, NULL);
     } else if ((word & ~0x1fu) == DC_ZVA) {
         qemu_plugin_register_vcpu_insn_exec_cb(insn, on_zero, CB_NO_REGS, NULL);
     } else {
