@@ -6,6 +6,7 @@ of the same board is started with it, when the first such job comes.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
 import subprocess
@@ -21,8 +22,8 @@ from flatsat.canonical import sha256_bytes
 from flatsat.errors import InfrastructureError
 from flatsat.files import replace_file
 from flatsat.jobspec import JobKind
-from flatsat.outcome import Failed, Fault, Measured, Owner, Samples
-from flatsat.targets.board import LinkDown
+from flatsat.outcome import Failed, Fault, Inconclusive, Measured, Owner, Samples
+from flatsat.targets.board import BoardRefused, LinkDown
 from flatsat.units import EnergyKind
 
 if TYPE_CHECKING:
@@ -37,6 +38,8 @@ COUNTED = "counted"
 _SOURCES = Path(__file__).parent / "plugin"
 _FLAGS = ("-O2", "-shared", "-fPIC", "-std=c11", "-Wall", "-Wextra")
 _COMPILE_S = 60.0
+_KEPT_ANSWERS = 16
+_PLAIN = ("instructions", "loads", "stores", "load_bytes", "store_bytes")
 
 
 class NoMeter(InfrastructureError):  # noqa: N818
@@ -111,6 +114,7 @@ class EventLog:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._at = 0
+        self._number = 0
 
     def skip(self) -> None:
         """Forget what was written so far."""
@@ -120,18 +124,23 @@ class EventLog:
         """Return the windows that were written since the last reading, in order.
 
         Raises:
-            LinkDown: the log is gone or damaged.
+            LinkDown: the log is gone, damaged, or lacks a window.
         """
         try:
             with self._path.open("rb") as stream:
                 stream.seek(self._at)
                 data = stream.read()
             whole = data[: data.rfind(b"\n") + 1]
-            self._at += len(whole)
             lines = [json.loads(line) for line in whole.splitlines()]
-        except (OSError, ValueError) as error:
+            windows = [line for line in lines if "window" in line]
+            numbers = [int(window["window"]) for window in windows]
+        except (OSError, ValueError, TypeError) as error:
             raise LinkDown(f"the event meter's log can't be read: {error}") from error
-        return [line for line in lines if "window" in line]
+        if numbers != list(range(self._number + 1, self._number + 1 + len(numbers))):
+            raise LinkDown(f"the event meter's log lacks a window after {self._number}")
+        self._at += len(whole)
+        self._number += len(numbers)
+        return windows
 
 
 class EventsSession:
@@ -156,8 +165,9 @@ class EventsSession:
         self._model = model
         self._geometry = geometry
         self._sources: dict[str, Path] = {}
-        self._metered: QemuSession | None = None
-        self._log: EventLog | None = None
+        self._metered: tuple[QemuSession, EventLog] | None = None
+        self._lock = asyncio.Lock()
+        self._answers: dict[str, Outcome] = {}
 
     @property
     def identity(self) -> BoardIdentity:
@@ -183,64 +193,118 @@ class EventsSession:
         """Do a job. Raises as `Session.run`."""
         if spec.kind is not JobKind.ENERGY:
             return await self._inner.run(job_id, spec)
+        async with self._lock:
+            # The board answers a second asking without a measurement, so without windows.
+            if job_id not in self._answers:
+                outcome = await self._count(job_id, spec)
+                if isinstance(outcome, Failed) and outcome.fault.transient:
+                    return outcome
+                self._answers[job_id] = outcome
+                while len(self._answers) > _KEPT_ANSWERS:
+                    del self._answers[next(iter(self._answers))]
+            return self._answers[job_id]
+
+    async def _count(self, job_id: str, spec: JobSpec) -> Outcome:
         try:
-            if self._metered is None:
-                self._metered, path = await self._start()
-                self._log = EventLog(path)
-        except NoMeter as error:
-            fault = Fault(Owner.BOARD, False, "no-meter", error.message, error.hint or "")
-            return Failed(fault)
-        assert self._log is not None
-        try:
+            session, log = await self._sibling()
             for sha256 in spec.blobs:
                 if sha256 in self._sources:
-                    await self._metered.put(sha256, self._sources[sha256])
-            self._log.skip()
-            outcome = await self._metered.run(job_id, spec, meter=METER)
+                    await session.put(sha256, self._sources[sha256])
+            log.skip()
+            outcome = await session.run(job_id, spec, meter=METER)
+            if not isinstance(outcome, Measured):
+                return outcome
+            return self._counted(outcome, log.read(), alone=spec.threads == 1)
+        except NoMeter as error:
+            return Failed(Fault(Owner.BOARD, False, "no-meter", error.message, error.hint or ""))
+        except BoardRefused as error:
+            return Failed(error.fault)
         except BaseException:
             await self._end_metered()
             raise
-        if not isinstance(outcome, Measured):
-            return outcome
-        return self._counted(outcome, self._log.read())
 
-    def _counted(self, outcome: Measured, windows: Sequence[Mapping[str, Any]]) -> Outcome:
-        """Add counts and energies to an outcome, if the windows are those that it tells of."""
+    async def _sibling(self) -> tuple[QemuSession, EventLog]:
+        if self._metered is None:
+            session, path = await self._start()
+            self._metered = session, EventLog(path)
+            if session.identity.board_id != self.identity.board_id:
+                raise LinkDown(
+                    "the machine with the event meter is not the board that it stands for",
+                    hint="close the board and open it again",
+                )
+        return self._metered
+
+    def _counted(
+        self, outcome: Measured, windows: Sequence[Mapping[str, Any]], *, alone: bool
+    ) -> Outcome:
+        """Add counts and energies to an outcome, if the windows are those that it tells of.
+
+        Args:
+            outcome: of the metered machine.
+            windows: what its plugin wrote meanwhile.
+            alone: the model runs in one thread, so that any other task is another program's; a
+                window in which one ran is kept, but does not count.
+        """
         processes = cast("Sequence[Mapping[str, Any]]", outcome.evidence["processes"])
         told = processes[0]["windows"]
+        # An earlier job that died in its window left it open.
+        mine = windows[1:] if windows and windows[0]["fault"] == "reopened" else windows
         wanted = told["empty"] + told["warm_up"] + told["counted"]
-        bad = [w["fault"] for w in windows if w["fault"]]
-        if len(windows) != wanted or bad:
-            why = f"{len(windows)} windows instead of {wanted}" if not bad else f"a window {bad[0]}"
+        bad = next((window["fault"] for window in mine if window["fault"]), None)
+        if len(mine) != wanted or bad:
+            seen = f"{len(mine)} windows instead of {wanted}" if not bad else f"a window {bad}"
             return Failed(
-                Fault(Owner.HARNESS, True, "windows", f"the event meter saw {why}", "try again"),
+                Fault(Owner.BOARD, True, "windows", f"the event meter saw {seen}", "try again"),
                 outcome.health,
                 outcome.evidence,
             )
-        empty = [_counts(w, self._geometry) for w in windows[: told["empty"]]]
+        empty = [_counts(window, self._geometry) for window in mine[: told["empty"]]]
         cost = {key: median_low(one[key] for one in empty) for key in empty[0]}
-        counts = [
-            {key: max(0, value - cost[key]) for key, value in _counts(w, self._geometry).items()}
-            for w in windows[-told["counted"] :]
-        ]
-        samples = [
-            Samples(quantity, COUNTED, 0, True, tuple(one[quantity] for one in counts))
-            for quantity in counts[0]
-        ]
-        energies = tuple(round(self._energy_nj(one)) for one in counts)
-        samples.append(Samples("energy_nj", EnergyKind.MODELLED.value, 0, True, energies))
+        warm_up, inferences = mine[told["empty"] : -told["counted"]], mine[-told["counted"] :]
+        disturbed = [window for window in inferences if alone and window["away"]]
+        clean = [window for window in inferences if window not in disturbed]
         table = self._model.to_json()
         evidence = {
             **outcome.evidence,
             "energy": {
+                "class": EnergyKind.MODELLED.value,
                 "model": table.pop("name"),
                 "source": table.pop("source"),
                 "table": table,
                 "cache": asdict(self._geometry),
                 "empty_window": cost,
+                "disturbed_windows": len(disturbed),
+                "other_tasks_seen": bool(mine[-1]["tracked"]),
             },
         }
-        return replace(outcome, samples=(*outcome.samples, *samples), evidence=evidence)
+        samples = (
+            *outcome.samples,
+            *self._samples([*warm_up, *disturbed], cost, warm=False),
+            *self._samples(clean, cost, warm=True),
+        )
+        if not clean:
+            why = "another program ran on the board in each of the counted windows"
+            return Inconclusive(why, samples, outcome.health, evidence)
+        return replace(outcome, samples=samples, evidence=evidence)
+
+    def _samples(
+        self, windows: Sequence[Mapping[str, Any]], cost: Mapping[str, int], *, warm: bool
+    ) -> list[Samples]:
+        """Return counts and energies of windows without what opening and closing them costs."""
+        if not windows:
+            return []
+        counts = [
+            {key: max(0, value - cost[key]) for key, value in _counts(w, self._geometry).items()}
+            for w in windows
+        ]
+        energies = tuple(round(self._energy_nj(one)) for one in counts)
+        return [
+            *(
+                Samples(quantity, COUNTED, 0, warm, tuple(one[quantity] for one in counts))
+                for quantity in cost
+            ),
+            Samples("energy_nj", EnergyKind.MODELLED.value, 0, warm, energies),
+        ]
 
     def _energy_nj(self, counts: Mapping[str, int]) -> float:
         return self._model.energy_nj(
@@ -253,7 +317,8 @@ class EventsSession:
     async def _end_metered(self) -> None:
         metered, self._metered = self._metered, None
         if metered is not None:
-            await metered.close()
+            # Not even a second cancellation leaves the machine running.
+            await asyncio.shield(metered[0].close())
 
     async def close(self) -> None:
         """End both sessions; never raises."""
@@ -264,14 +329,10 @@ class EventsSession:
 
 
 def _counts(window: Mapping[str, Any], geometry: CacheGeometry) -> dict[str, int]:
-    """Return a window's counts by the names of samples.
-
-    Instructions of other tasks that ran inside the window are known, and left out.
-    """
+    """Return a window's counts by the names of samples."""
     line = geometry.line
     return {
-        "instructions": int(window["instructions"]) - int(window["away"]),
-        **{key: int(window[key]) for key in ("loads", "stores", "load_bytes", "store_bytes")},
+        **{key: int(window[key]) for key in _PLAIN},
         "cache_misses": int(window["l1_misses"]),
         "l2_bytes": (int(window["l1_misses"]) + int(window["l1_writebacks"])) * line,
         "l2_misses": int(window["l2_misses"]),
