@@ -48,7 +48,7 @@ class TfliteInfo:
         inputs, outputs: of the first subgraph, in its order; an axis that may be resized is
             called NAME_axisI. A name that is empty or given twice becomes "input:I", "output:I".
         nodes: operators of the first subgraph.
-        params: elements of constant tensors of more than one element.
+        params: elements of constant tensors of more than one element, shapes left out.
         nonzeros: how many of them differ from zero.
         macs: of convolutions and dense layers in one inference; None where a shape is unknown.
     """
@@ -121,6 +121,8 @@ class _Reader:
             dtype = _DTYPES.get(tensor.Type())
             if isinstance(raw, int) or dtype is None or raw.size <= np.dtype(dtype).itemsize:
                 continue
+            if dtype in ("int32", "int64") and _scaling_length(tensor) == 0:
+                continue  # A shape, or an axis: no weight.
             values = np.frombuffer(raw.tobytes(), dtype=np.dtype(dtype).newbyteorder("<"))
             params += values.size
             nonzeros += int(np.count_nonzero(values))
@@ -190,6 +192,11 @@ class _Reader:
     def _dims(self, index: int) -> list[int]:
         tensor = self._tensor(index)
         return [int(tensor.Shape(i)) for i in range(self._bounded(tensor.ShapeLength()))]
+
+
+def _scaling_length(tensor: Any) -> int:
+    told = tensor.Quantization()
+    return 0 if told is None else int(told.ScaleLength())
 
 
 def _scaling(tensor: Any) -> tuple[float | None, int | None]:

@@ -1,0 +1,256 @@
+"""TensorFlow Lite files: made from networks, read without running, imported."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from flatsat.cache import default_cache_dir
+from flatsat.compressors.base import Network, StepContext
+from flatsat.compressors.converter_env import ensure_converter, find_converter
+from flatsat.compressors.importing import import_model
+from flatsat.compressors.recipe import RecipeKeyError, from_mapping
+from flatsat.compressors.tflite_lower import TfliteInt8, TfliteLower
+from flatsat.compressors.tflite_model import inspect, run_host
+from flatsat.datasets.nets import build
+from flatsat.datasets.workload import Split, workload
+from flatsat.errors import InfrastructureError, ModelError, RecipeError
+from flatsat.layouts import NHWC, for_model, from_model
+from flatsat.progress import NoProgress
+from flatsat.tensors import TensorSpec
+
+converter = pytest.mark.converter
+
+
+@pytest.fixture(scope="session")
+def cache_dir() -> Path:
+    """Return the user's cache with the converter in it, or skip where it can't be had."""
+    folder = default_cache_dir()
+    try:
+        ensure_converter(folder, NoProgress())
+    except InfrastructureError as error:
+        if find_converter(folder) is None:
+            pytest.skip(f"no TFLite converter: {error}")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def ctx(cache_dir: Path) -> StepContext:
+    draw = np.random.default_rng(0)
+
+    def split(name: str, n: int) -> Split:
+        x = draw.normal(size=(n, 1, 28, 28)).astype(np.float32)
+        return Split(name, x, np.asarray(draw.integers(0, 10, n), dtype=np.int64))
+
+    return StepContext(
+        workload=workload("mnist-mini"),
+        network="",
+        train=split("train", 8),
+        calibration=split("calibration", 32),
+        validation=split("validation", 24),
+        seed=0,
+        cache_dir=cache_dir,
+    )
+
+
+def network(name: str) -> Network:
+    generator = torch.Generator().manual_seed(3)
+    module = build(name, classes=10, input_shape=(1, 28, 28), generator=generator)
+    return Network(module.eval(), (1, 28, 28))
+
+
+@converter
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["lenet300", "lenet5"])
+def test_a_network_becomes_a_float_and_a_full_integer_file(
+    name: str, ctx: StepContext, tmp_path: Path
+) -> None:
+    net = network(name)
+    floats = TfliteLower(TfliteLower.Params(goldens=16)).lower(net, tmp_path, ctx)
+    assert (floats.format, floats.role, floats.layout) == ("tflite", "float", NHWC)
+    assert floats.inputs[0].shape == (1, 28, 28, 1)
+    integers = TfliteInt8(TfliteInt8.Params(n=32)).apply(floats, tmp_path, ctx)
+    assert {s.dtype for s in (*integers.inputs, *integers.outputs)} == {"int8"}
+    assert integers.size_bytes < 0.35 * floats.size_bytes
+    images = ctx.validation.x
+    with torch.no_grad():
+        expected = net.module(torch.from_numpy(images)).numpy()
+    data = (tmp_path / integers.file).read_bytes()
+    found = run_host(data, for_model(images, integers.inputs[0], NHWC))
+    real = from_model(found, integers.outputs[0])
+    # Random weights decide little; the values must follow all the same.
+    assert np.corrcoef(real.ravel(), expected.ravel())[0, 1] > 0.98
+    info = inspect((tmp_path / floats.file).read_bytes(), "it")
+    assert info.params == sum(p.numel() for p in net.module.parameters())
+    assert info.macs == {"lenet300": 266_200, "lenet5": 2_293_000}[name]
+
+
+@converter
+@pytest.mark.slow
+def test_equal_networks_give_equal_files(ctx: StepContext, tmp_path: Path) -> None:
+    made = []
+    for number in range(2):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        floats = TfliteLower(TfliteLower.Params(goldens=4)).lower(network("lenet300"), folder, ctx)
+        integers = TfliteInt8(TfliteInt8.Params(n=8)).apply(floats, folder, ctx)
+        made.append((floats.sha256, integers.sha256))
+    assert made[0] == made[1]
+
+
+@converter
+def test_a_network_that_the_converter_does_not_know_is_refused_in_one_line(
+    ctx: StepContext, tmp_path: Path
+) -> None:
+    class Odd(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.linalg.svdvals(x.reshape(1, 28, 28))[:, :10]
+
+    with pytest.raises(RecipeError) as caught:
+        TfliteLower(TfliteLower.Params(goldens=2)).lower(Network(Odd(), (1, 28, 28)), tmp_path, ctx)
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_an_index_the_converter_says_so_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in list(os.environ):
+        if name.startswith("PIP_"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_NO_CACHE_DIR", "1")
+    with pytest.raises(InfrastructureError, match="converter can't be installed"):
+        ensure_converter(tmp_path, NoProgress())
+    assert not [path for path in (tmp_path / "converter").iterdir() if path.suffix != ".lock"]
+
+
+def test_int8_of_a_tflite_file_takes_that_pass_and_its_parameters() -> None:
+    recipe = {"workload": "mnist-mini/lenet5", "lower": [{"to": "tflite", "int8": {"n": 8}}]}
+    (lower,) = from_mapping("r", recipe).lowers
+    assert lower.int8 == {"calibrator": "minmax", "n": 8, "per_channel": True}
+    recipe["lower"] = [{"to": "tflite", "int8": {"calibrator": "entropy"}}]
+    with pytest.raises(RecipeKeyError, match="calibrator"):
+        from_mapping("r", recipe)
+
+
+# Layouts
+
+
+@given(
+    scale=st.floats(1e-3, 10.0),
+    zero_point=st.integers(-128, 127),
+    seed=st.integers(0, 2**16),
+)
+def test_what_is_quantised_comes_back_within_half_a_step(
+    scale: float, zero_point: int, seed: int
+) -> None:
+    spec = TensorSpec("x", "int8", (1, 4, 5, 3), scale, zero_point)
+    low, high = (-128 - zero_point) * scale, (127 - zero_point) * scale
+    values = np.random.default_rng(seed).uniform(low, high, (6, 3, 4, 5))
+    taken = for_model(values, spec, NHWC)
+    assert taken.shape == (6, 4, 5, 3)
+    assert taken.dtype == np.int8
+    back = from_model(taken, spec).transpose(0, 3, 1, 2)
+    assert np.abs(back - values).max() <= scale / 2 * 1.001 + 1e-6
+
+
+def test_values_beyond_the_range_saturate() -> None:
+    spec = TensorSpec("x", "int8", (1, 2), 1.0, 0)
+    assert for_model(np.array([[1e9, -1e9]]), spec, "").tolist() == [[127, -128]]
+
+
+# Files of any origin
+
+
+@pytest.fixture(scope="session")
+def small_file() -> bytes:
+    """Return a dense layer as a float TFLite file, written by the schema's own classes."""
+    import flatbuffers
+    from ai_edge_litert import schema_py_generated as schema
+
+    def buffer(values: np.ndarray[Any, Any] | None) -> Any:
+        made = schema.BufferT()
+        if values is not None:
+            made.data = values.view(np.uint8).ravel()
+        return made
+
+    def tensor(name: str, shape: list[int], index: int) -> Any:
+        made = schema.TensorT()
+        made.name, made.shape, made.type, made.buffer = name, shape, 0, index
+        return made
+
+    weights = np.linspace(-1, 1, 12, dtype=np.float32).reshape(3, 4)
+    graph = schema.SubGraphT()
+    graph.tensors = [tensor("x", [1, 4], 1), tensor("w", [3, 4], 2), tensor("y", [1, 3], 3)]
+    operator = schema.OperatorT()
+    operator.opcodeIndex, operator.inputs, operator.outputs = 0, [0, 1, -1], [2]
+    operator.builtinOptionsType = schema.BuiltinOptions.FullyConnectedOptions
+    operator.builtinOptions = schema.FullyConnectedOptionsT()
+    graph.operators, graph.inputs, graph.outputs = [operator], [0], [2]
+    code = schema.OperatorCodeT()
+    code.builtinCode = code.deprecatedBuiltinCode = schema.BuiltinOperator.FULLY_CONNECTED
+    code.version = 1
+    model = schema.ModelT()
+    model.version, model.operatorCodes, model.subgraphs = 3, [code], [graph]
+    model.buffers = [buffer(None), buffer(None), buffer(weights), buffer(None)]
+    builder = flatbuffers.Builder(1024)
+    builder.Finish(model.Pack(builder), b"TFL3")
+    return bytes(builder.Output())
+
+
+def test_a_file_tells_its_signature_and_counts(small_file: bytes) -> None:
+    info = inspect(small_file, "small.tflite")
+    assert info.inputs == (TensorSpec("x", "float32", (1, 4)),)
+    assert info.outputs == (TensorSpec("y", "float32", (1, 3)),)
+    assert (info.nodes, info.params, info.macs) == (1, 12, 12)
+    found = run_host(small_file, np.ones((2, 4), np.float32))
+    assert found.shape == (2, 3)
+
+
+def test_any_tflite_file_becomes_a_candidate_by_its_content(
+    small_file: bytes, tmp_path: Path
+) -> None:
+    path = tmp_path / "model with spaces.bin"
+    path.write_bytes(small_file)
+    goldens = tmp_path / "goldens.npz"
+    x = np.ones((2, 4), np.float32)
+    np.savez(goldens, **{"in:x": x, "out:y": run_host(small_file, x)})
+    candidate = import_model(path, goldens, tmp_path / "candidates")
+    (artifact,) = candidate.artifacts
+    assert (artifact.format, artifact.role, artifact.opset) == ("tflite", "imported", None)
+    assert (candidate.folder / artifact.file).read_bytes() == small_file
+    assert candidate.params == 12
+    assert artifact.agreement is not None
+
+
+@given(cut=st.integers(0, 10_000))
+def test_a_cut_file_is_one_clear_error(small_file: bytes, cut: int) -> None:
+    data = small_file[: min(cut, len(small_file) - 1)]
+    try:
+        inspect(data, "cut.tflite")
+    except ModelError as error:
+        assert "\n" not in error.message
+        assert error.message.startswith("cut.tflite")
+
+
+@settings(max_examples=300)
+@given(data=st.data())
+def test_a_damaged_file_is_read_or_refused_and_never_more(
+    small_file: bytes, data: st.DataObject
+) -> None:
+    damaged = bytearray(small_file)
+    for _ in range(data.draw(st.integers(1, 6))):
+        at = data.draw(st.integers(8, len(damaged) - 1))
+        damaged[at] = data.draw(st.integers(0, 255))
+    try:
+        inspect(bytes(damaged), "bad.tflite")
+    except ModelError as error:
+        assert "\n" not in error.message
