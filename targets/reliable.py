@@ -22,7 +22,7 @@ _INBOX_BYTES = 4 << 20
 _CLOSE_S = 3.0
 _IDLE_S = 3600.0
 _SAMPLE_BYTES = 4096
-_PROOF_BYTES = 8192
+_MEMORY_BYTES = 256 << 10
 
 
 class ReliableLink:
@@ -43,6 +43,8 @@ class ReliableLink:
         self._inner = inner
         self._arq = Arq(nonce, HOST, patience_s)
         self._patience_s = patience_s
+        self._carried_bytes = 0.0
+        self._carried_s = 0.0
         self._inbox = bytearray()
         self._down: LinkDown | None = None
         self._to_send = asyncio.Event()
@@ -133,9 +135,17 @@ class ReliableLink:
         begun_s, before = time.monotonic(), self._arq.acked_bytes
         self._give(data)
         await self._until(_BACKLOG_BYTES, deadline_s)
-        taken = self._arq.acked_bytes - before
-        if taken >= _PROOF_BYTES:
-            self.bytes_per_s = taken / max(1e-6, time.monotonic() - begun_s)
+        self._carried(self._arq.acked_bytes - before, time.monotonic() - begun_s)
+
+    def _carried(self, size_bytes: int, took_s: float) -> None:
+        """Keep the rate of the last transfers, larger ones alone."""
+        if size_bytes >= _SAMPLE_BYTES:
+            self._carried_bytes += size_bytes
+            self._carried_s += took_s
+            self.bytes_per_s = self._carried_bytes / max(1e-6, self._carried_s)
+            if self._carried_bytes > _MEMORY_BYTES:
+                self._carried_bytes /= 2
+                self._carried_s /= 2
 
     def _give(self, data: bytes) -> None:
         if self._down is not None:
@@ -169,7 +179,8 @@ class ReliableLink:
             await self._until(0, deadline_s)
             took_s.append(time.monotonic() - begun_s)
         # The way there and back would count for more than the bytes.
-        self.bytes_per_s = _SAMPLE_BYTES / max(took_s[1] - took_s[0], took_s[1] / 10, 1e-6)
+        self._carried(_SAMPLE_BYTES, max(took_s[1] - took_s[0], took_s[1] / 2))
+        assert self.bytes_per_s is not None
         return self.bytes_per_s
 
     async def close(self) -> None:

@@ -191,11 +191,12 @@ class SerialPort:
             await asyncio.to_thread(port.close)
 
     def last_words(self) -> str:
-        """Return the last line of text that came, or ""."""
+        """Return the last line of text that came, a whole one if there is one, or ""."""
         text = self._tail.rpartition(b"\0")[2].decode("ascii", "replace")
         shown = "".join(c if c.isprintable() and c != "\ufffd" else "\n" for c in text)
-        words = [line.strip() for line in shown.split("\n")]
-        return next((line[:200] for line in reversed(words) if len(line) >= _TEXT_BYTES), "")
+        *whole, last = [line.strip() for line in shown.split("\n")]
+        lines = (line[:200] for line in (*reversed(whole), last) if len(line) >= _TEXT_BYTES)
+        return next(lines, "")
 
 
 def _errno_in(error: BaseException) -> int:

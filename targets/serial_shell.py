@@ -23,6 +23,7 @@ _LONG_PIECE = 200
 _SHORT_PIECE = 32
 _GROUP = 8
 _LOGIN_TRIALS = 3
+_NOISY_LOGIN_TRIALS = 8
 _LOGIN_S = 12.0
 _QUIET_S = 0.3
 _LEAST_PACE_S = 0.25
@@ -30,8 +31,10 @@ _FIRST_PACE_S = 1.5
 _MOST_PACE_S = 4.0
 _KEPT_CHARS = 1 << 16
 _ESCAPE = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
-# "Last login: ..." is news, no question.
-_PROMPT = re.compile(r"(?<!last )(login|password)[^\n:]{0,20}:[ \t]*$", re.IGNORECASE)
+# "Last login: ..." is news, no question; a kernel's message behind a question doesn't undo it.
+_PROMPT = re.compile(
+    r"(?<!last )(login|password)[^\n:]{0,20}:[ \t]*(\[ *\d+\.\d+\][^\n]*\n)*$", re.IGNORECASE
+)
 _REFUSED = re.compile(r"incorrect|denied|failure", re.IGNORECASE)
 
 
@@ -69,35 +72,37 @@ class SerialShell:
             LinkDown: there is none in time.
             BoardRefused: the board doesn't let this user in.
         """
-        rounds = 0
+        asked = await self._poke(end)
         while True:
-            if rounds:
+            if asked == "login":
+                asked = await self._log_in(end)
+            elif asked == "password":
+                # Of somebody's login that was left half way, or of one that went wrong.
+                asked = await self._poke(end)
+            elif await self._greets(end):
+                return
+            else:
                 # An agent of a host that has died, or a program that somebody left running.
                 await self._type(LEAVE * 3 + b"\x03", end)
                 await self._listen(_QUIET_S, _QUIET_S, end)
-            # A line that somebody left half typed must not be done.
-            await self._type(b"\x15\n", end)
-            asked = await self._state(end)
-            if asked == "login":
-                asked = await self._log_in(end)
-            if asked == "password":
-                # Of somebody's login that was left half way, or of one that went wrong.
-                continue
-            if asked != "login" and await self._greets(end):
-                return
-            rounds += asked != "login"
+                asked = await self._poke(end)
 
-    async def _state(self, end: float) -> str:
+    async def _poke(self, end: float) -> str:
         """Return "login" or "password" if the console asks for that, else ""."""
-        return _asked(await self._listen(_QUIET_S, self._pace_s, end))
+        # A line that somebody left half typed must not be done.
+        await self._type(b"\x15\n", end)
+        # The answer to what is typed comes after a prompt that is on its way already.
+        quiet_s = _QUIET_S * (1 + self._trials)
+        return _asked(await self._listen(quiet_s, self._pace_s, end))
 
     async def _log_in(self, end: float) -> str:
-        """Answer the questions once; return what the console asks then, as `_state`."""
+        """Answer the questions once; return what the console asks then, as `_poke`."""
         self.ours = True
         await self._type(self._user.encode() + b"\n", end)
-        asked = await self._state(end)
-        if asked != "password":
-            return asked
+        echo = await self._listen(_QUIET_S, self._pace_s, end, prompt=True)
+        self.noisy |= self._user not in echo
+        if _asked(echo) != "password":
+            return _asked(echo)
         if self._password is None:
             raise self._refused(
                 "no-password", "it asks for a password", "password_env names where it is"
@@ -110,7 +115,7 @@ class SerialShell:
             text += await self._listen(_QUIET_S, self._pace_s, until)
         if _REFUSED.search(text):
             self._trials += 1
-            if self._trials >= _LOGIN_TRIALS:
+            if self._trials >= (_NOISY_LOGIN_TRIALS if self.noisy else _LOGIN_TRIALS):
                 raise self._refused(
                     "login-refused",
                     f"it refused the password of {self._user} {self._trials} times",
@@ -138,16 +143,20 @@ class SerialShell:
         """
         assert text.isprintable(), text
         assert not set(text) & set("'\\"), text
-        at, pieces = 0, 0
-        while at < len(text):
-            size = _SHORT_PIECE if self.noisy else _LONG_PIECE
-            piece = text[at : at + size]
-            await self._insist(f"q{pieces}='{piece}';echo \"$m<$q{pieces}>\"", piece, end)
-            at, pieces = at + size, pieces + 1
-        groups = range(0, pieces, _GROUP)
+        size = _SHORT_PIECE if self.noisy else _LONG_PIECE
+        pieces = [text[at : at + size] for at in range(0, len(text), size)]
+        for i, piece in enumerate(pieces):
+            await self._insist(f"q{i}='{piece}';echo \"$m<$q{i}>\"", piece, end)
+        # Joined in two steps, so that no line gets long; lengths show whether it went well.
+        groups = range(0, len(pieces), _GROUP)
         for group, first in enumerate(groups):
-            parts = "".join(f"$q{i}" for i in range(first, min(first + _GROUP, pieces)))
-            await self._insist(f'r{group}="{parts}";echo "$m<k{group}>"', f"k{group}", end)
+            some = range(first, min(first + _GROUP, len(pieces)))
+            parts = "".join(f"$q{i}" for i in some)
+            await self._insist(
+                f'r{group}="{parts}";echo "$m<{group}:${{#r{group}}}>"',
+                f"{group}:{sum(len(pieces[i]) for i in some)}",
+                end,
+            )
         parts = "".join(f"$r{group}" for group in range(len(groups)))
         await self._insist(f'{name}="{parts}";echo "$m<${{#{name}}}>"', str(len(text)), end)
 
@@ -207,10 +216,12 @@ class SerialShell:
             raise self._silent()
         await self._port.write(data, left_s)
 
-    async def _listen(self, quiet_s: float, patience_s: float, end: float) -> str:
+    async def _listen(
+        self, quiet_s: float, patience_s: float, end: float, *, prompt: bool = False
+    ) -> str:
         """Return what comes until it has been quiet for `quiet_s`, but after `patience_s` anyway.
 
-        With `quiet_s` 0 it returns the first that comes.
+        With `quiet_s` 0 it returns the first that comes; with `prompt` it ends at a question.
         """
         until = min(end, time.monotonic() + patience_s)
         text = ""
@@ -220,7 +231,7 @@ class SerialShell:
             except LinkTimeout:
                 break
             text += data.decode("ascii", "ignore").replace("\0", "")
-            if not quiet_s:
+            if not quiet_s or (prompt and _asked(text)):
                 break
         self._heard = (self._heard + text)[-_KEPT_CHARS:]
         return text

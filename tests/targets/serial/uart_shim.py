@@ -103,7 +103,7 @@ class Host:
         self.fd = -1
         if listen:
             self.listener = socket.create_server(("127.0.0.1", 0))
-            self.port = "socket://127.0.0.1:%d" % self.listener.getsockname()[1]
+            self.port = f"socket://127.0.0.1:{self.listener.getsockname()[1]}"
         else:
             self.fd, slave = pty.openpty()
             # Held open, so that a host that goes is not noticed here, as on a real line.
@@ -150,6 +150,11 @@ def write(fd: int, data: bytes) -> int:
         return 0
 
 
+def say(value: dict[str, object]) -> None:
+    sys.stdout.write(json.dumps(value) + "\n")
+    sys.stdout.flush()
+
+
 def main() -> None:
     arguments = sys.argv[1:]
     host = Host("--socket" in arguments)
@@ -157,7 +162,7 @@ def main() -> None:
     settings = {"seed": 1, **json.loads(arguments[0])}
     up, down = Way(settings, int(settings["seed"]), False), Way(settings, 999, True)
     pid, board = spawn(arguments[1:])
-    print(json.dumps({"port": host.port}), flush=True)
+    say({"port": host.port})
     orders = b""
     try:
         while True:
@@ -183,7 +188,7 @@ def main() -> None:
                     order = json.loads(line)
                     if order.pop("ask", False):
                         told = {k: up.done.get(k, 0) + down.done[k] for k in down.done}
-                        print(json.dumps({**told, "up": up.bytes, "down": down.bytes}), flush=True)
+                        say({**told, "up": up.bytes, "down": down.bytes})
                     settings.update(order)
                     up.draw()
                     down.draw()
