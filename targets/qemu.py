@@ -11,17 +11,18 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flatsat.canonical import sha256_bytes
 from flatsat.errors import InfrastructureError
 from flatsat.targets.board import Lease, LinkDown
 from flatsat.targets.energy import EnergyModel
 from flatsat.targets.events import GEOMETRIES, EventsSession, build_plugin
-from flatsat.targets.provision import write_agent
+from flatsat.targets.provision import agent_zip, write_agent
 from flatsat.targets.qemu_hardware import Hardware
 from flatsat.targets.qemu_image import build_image, find_image
 from flatsat.targets.qemu_keeper import Kept, find_keeper
 from flatsat.targets.qemu_process import Emulator, EmulatorError, find_emulator
 from flatsat.targets.qemu_run import Disk, Machine, Plugin, reset_machine
-from flatsat.targets.qemu_state import find_state, make_state, start_machine
+from flatsat.targets.qemu_state import Warm, find_state, make_state, start_machine
 from flatsat.targets.session import AgentSession, open_session
 from flatsat.targets.ssh import SshLink
 from flatsat.units import TimeKind
@@ -116,8 +117,9 @@ class QemuBoard:
             InfrastructureError: QEMU or another tool is missing, or one of the steps fails.
         """
         image, emulator = await self._image(progress, refresh)
-        if await asyncio.to_thread(find_state, image, self.hardware, emulator) is None:
-            await make_state(image, self.hardware, emulator, self._warm, progress=progress)
+        warm = self.warm()
+        if await asyncio.to_thread(find_state, image, self.hardware, emulator, warm) is None:
+            await make_state(image, self.hardware, emulator, warm, progress=progress)
         return image
 
     async def open(self, lease: Lease) -> QemuSession | EventsSession:
@@ -220,7 +222,7 @@ class QemuBoard:
             )
 
         return await start_machine(
-            image, self.hardware, emulator, self._warm, progress=progress, start=start
+            image, self.hardware, emulator, self.warm(), progress=progress, start=start
         )
 
     async def attach(self, image: Image, ssh_port: int, console: str, lease: Lease) -> AgentSession:
@@ -304,10 +306,15 @@ class QemuBoard:
             },
         }
 
-    async def _warm(self, machine: Machine) -> None:
-        """Do on a machine that has just booted what its first session would differ by."""
-        lease = Lease(self.name, 0, machine.run_dir / "warm")
-        await self._warm_up(machine.image, machine.ssh_port, machine.console, lease)
+    def warm(self) -> Warm:
+        """Return what is done on a machine that has just booted, for its first session's sake."""
+
+        async def run(machine: Machine) -> None:
+            lease = Lease(self.name, 0, machine.run_dir / "warm")
+            await self._warm_up(machine.image, machine.ssh_port, machine.console, lease)
+
+        # The agent lies on the disk of the state: with another one, the state would lack it.
+        return Warm(sha256_bytes(agent_zip()), run)
 
     async def _warm_up(self, image: Image, ssh_port: int, console: str, lease: Lease) -> None:
         """Start the agent once and import each runtime once: files read stay in memory.

@@ -39,10 +39,21 @@ if TYPE_CHECKING:
     from flatsat.targets.qemu_image import Image
     from flatsat.targets.qemu_process import Emulator
 
-Warm = Callable[[Machine], Awaitable[None]]
-"""Does on a freshly booted board what every later machine shall find done."""
 
-FORMAT = 3
+@dataclass(frozen=True)
+class Warm:
+    """What is done on a freshly booted board so that every later machine finds it done.
+
+    Attributes:
+        key: changes with what is done; a state that was warmed otherwise is made again.
+        run: does it.
+    """
+
+    key: str
+    run: Callable[[Machine], Awaitable[None]]
+
+
+FORMAT = 4
 """Counted up when a state comes to hold something else, such as more that was warmed up."""
 
 _ABOUT = "state.json"
@@ -78,7 +89,7 @@ class SavedState:
 
 
 def state_key(image: Image, hardware: Hardware, emulator: Emulator) -> str:
-    """Return the hash of all that a saved state must agree with."""
+    """Return the hash of all that a saved state must agree with for QEMU to start from it."""
     files = (image.kernel, image.initrd, image.disk)
     return sha256_json(
         {
@@ -92,7 +103,9 @@ def state_key(image: Image, hardware: Hardware, emulator: Emulator) -> str:
     )
 
 
-def find_state(image: Image, hardware: Hardware, emulator: Emulator) -> SavedState | None:
+def find_state(
+    image: Image, hardware: Hardware, emulator: Emulator, warm: Warm
+) -> SavedState | None:
     """Return the state that fits, if it is there and whole.
 
     Its bytes are checked too: QEMU would start from a damaged memory without a word.
@@ -101,7 +114,9 @@ def find_state(image: Image, hardware: Hardware, emulator: Emulator) -> SavedSta
     folder = image.folder / "states" / key[:16]
     try:
         about = json.loads((folder / _ABOUT).read_text())
-        if about["key"] != key or _checksum(folder / _MEMORY) != about["memory"]:
+        if (about["key"], about["warm"]) != (key, warm.key):
+            return None
+        if _checksum(folder / _MEMORY) != about["memory"]:
             return None
         if (folder / _DISK).stat().st_size != about["disk_bytes"]:
             return None
@@ -126,7 +141,7 @@ async def make_state(
         image: what is booted.
         hardware: what the guest sees.
         emulator: the installed QEMU.
-        warm: runs on the board before it is saved.
+        warm: what is done before it is saved.
         progress: is told about the steps.
 
     Raises:
@@ -154,7 +169,7 @@ async def _make(
 ) -> SavedState:
     key = state_key(image, hardware, emulator)
     async with _only_maker(folder / f"{key[:16]}.lock", progress):
-        found = await asyncio.to_thread(find_state, image, hardware, emulator)
+        found = await asyncio.to_thread(find_state, image, hardware, emulator, warm)
         if found is not None:
             return found
         _sweep(folder)
@@ -163,6 +178,7 @@ async def _make(
             await _save(image, hardware, emulator, warm, part, progress)
             about = {
                 "key": key,
+                "warm": warm.key,
                 "memory": await asyncio.to_thread(_checksum, part / _MEMORY),
                 "disk_bytes": (part / _DISK).stat().st_size,
             }
@@ -188,7 +204,7 @@ async def _save(
     machine = await Machine.start(image, hardware, emulator, console="socket")
     try:
         progress.update(task, 1, _STEPS, "import each runtime once")
-        await warm(machine)
+        await warm.run(machine)
         progress.update(task, 2, _STEPS, "save the memory")
         await machine.save(part / _MEMORY)
         await machine.power_off()
@@ -232,7 +248,7 @@ async def start_machine(
         start: starts a machine from a disk, with whatever else the caller wants of it.
     """
     for _ in range(2):
-        state = await asyncio.to_thread(find_state, image, hardware, emulator)
+        state = await asyncio.to_thread(find_state, image, hardware, emulator, warm)
         if state is None:
             state = await make_state(image, hardware, emulator, warm, progress=progress)
         try:
@@ -242,7 +258,7 @@ async def start_machine(
             discard_state(state)
     machine = await start(Disk(image.disk))
     try:
-        await warm(machine)
+        await warm.run(machine)
     except BaseException:
         await machine.stop()
         raise

@@ -24,6 +24,7 @@ from flatsat.targets.qemu_image import Image
 from flatsat.targets.qemu_process import Emulator, EmulatorError, find_emulator
 from flatsat.targets.qemu_run import BadState, Disk, Machine, NeverUp, Plugin, free_port
 from flatsat.targets.qemu_state import (
+    Warm,
     discard_state,
     find_state,
     make_state,
@@ -49,7 +50,7 @@ def emulator(board_image: Image) -> Emulator:
 
 @pytest.fixture(scope="module")
 def disk(qemu_board: QemuBoard, board_image: Image, emulator: Emulator) -> Disk:
-    state = find_state(board_image, qemu_board.hardware, emulator)
+    state = find_state(board_image, qemu_board.hardware, emulator, qemu_board.warm())
     assert state is not None
     return state.as_disk
 
@@ -266,7 +267,7 @@ async def test_what_qemu_complains_of_is_told(
 @qemu
 @slow
 async def test_a_damaged_state_is_seen_and_a_refused_one_made_again(
-    board_image: Image, emulator: Emulator, disk: Disk, tmp_path: Path
+    qemu_board: QemuBoard, board_image: Image, emulator: Emulator, disk: Disk, tmp_path: Path
 ) -> None:
     folder = tmp_path / "image"
     folder.mkdir()
@@ -276,19 +277,22 @@ async def test_a_damaged_state_is_seen_and_a_refused_one_made_again(
     hardware = Hardware()
     place = folder / "states" / disk.memory.parent.name
     shutil.copytree(disk.memory.parent, place)
-    found = find_state(image, hardware, emulator)
+    same, other = qemu_board.warm(), Warm("other", qemu_board.warm().run)
+    found = find_state(image, hardware, emulator, same)
     assert found is not None
+    assert find_state(image, hardware, emulator, other) is None
     found.memory.chmod(0o644)
     with found.memory.open("r+b") as stream:
         stream.seek(1_000_000)
         stream.write(b"damage")
-    assert find_state(image, hardware, emulator) is None
-    assert find_state(image, replace(hardware, memory_mb=640), emulator) is None
+    assert find_state(image, hardware, emulator, same) is None
+    assert find_state(image, replace(hardware, memory_mb=640), emulator, same) is None
     warmed: list[Machine] = []
 
-    async def warm(machine: Machine) -> None:
+    async def run(machine: Machine) -> None:
         warmed.append(machine)
 
+    warm = Warm("none", run)
     refused: list[Path | None] = []
 
     async def start(given: Disk) -> Machine:
@@ -301,21 +305,26 @@ async def test_a_damaged_state_is_seen_and_a_refused_one_made_again(
     await machine.stop()
     assert len(warmed) == 2
     assert None not in refused
-    state = find_state(image, hardware, emulator)
+    state = find_state(image, hardware, emulator, warm)
     assert state is not None
     assert await make_state(image, hardware, emulator, warm) == state
     assert len(warmed) == 2
     discard_state(state)
-    assert find_state(image, hardware, emulator) is None
+    assert find_state(image, hardware, emulator, warm) is None
     assert not list((folder / "states").glob("*.old*"))
 
 
 @qemu
 @slow
 async def test_a_state_that_is_refused_time_and_again_gives_way_to_a_boot(
-    board_image: Image, emulator: Emulator, disk: Disk, monkeypatch: pytest.MonkeyPatch
+    qemu_board: QemuBoard,
+    board_image: Image,
+    emulator: Emulator,
+    disk: Disk,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    state = find_state(board_image, Hardware(), emulator)
+    same = qemu_board.warm()
+    state = find_state(board_image, Hardware(), emulator, same)
     discarded = []
     monkeypatch.setattr("flatsat.targets.qemu_state.discard_state", discarded.append)
     given: list[Disk] = []
@@ -326,9 +335,10 @@ async def test_a_state_that_is_refused_time_and_again_gives_way_to_a_boot(
             raise BadState("no")
         return await Machine.start(board_image, Hardware(), emulator, disk=disk)
 
-    async def warm(machine: Machine) -> None:
+    async def run(machine: Machine) -> None:
         assert machine.running
 
+    warm = Warm(same.key, run)
     machine = await start_machine(board_image, Hardware(), emulator, warm, start=start)
     await machine.stop()
     assert discarded == [state, state]
