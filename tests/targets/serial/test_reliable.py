@@ -130,7 +130,7 @@ async def test_closing_has_the_last_words_taken() -> None:
     await link.close()
     assert board.got == b"goodbye"
     with pytest.raises(LinkDown, match="closed"):
-        await link.read(LONG_S)
+        await link.write(b"again", LONG_S)
 
 
 async def test_a_dead_line_ends_a_write_and_a_read_at_their_deadlines() -> None:
