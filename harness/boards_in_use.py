@@ -96,7 +96,7 @@ class Connection:
             except InfrastructureError as error:
                 last = error
                 self._say(f"board {self._board.name} can't be opened: {error.message}")
-                if _is_final(error):
+                if refused_for_good(error):
                     break
         if self._session is None:
             raise BoardGoneError(str(last))
@@ -110,7 +110,7 @@ class Connection:
             try:
                 return await self._board.open(self._lease)
             except InfrastructureError as error:
-                if _is_final(error) or loop.time() + _PAUSE_S > end:
+                if refused_for_good(error) or loop.time() + _PAUSE_S > end:
                     raise
             await asyncio.sleep(_PAUSE_S)
 
@@ -135,7 +135,8 @@ class Connection:
         await self.drop()
 
 
-def _is_final(error: InfrastructureError) -> bool:
+def refused_for_good(error: Exception) -> bool:
+    """Return whether a board answered, and asking it again would not help."""
     from flatsat.targets.board import BoardRefused
 
     return isinstance(error, BoardRefused) and not error.fault.transient

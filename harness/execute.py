@@ -20,6 +20,7 @@ from flatsat.harness.boards_in_use import (
     by_machine,
     leased,
     prepare,
+    refused_for_good,
 )
 from flatsat.harness.plan import PlannedJob, expected_s
 from flatsat.jobspec import JobKind, reuse_key
@@ -320,7 +321,10 @@ class _Execution:
                     await session.put(sha256, self._supplies.files[sha256])
                 outcome = await session.run(f"{job.job_id}-{attempt}", job.spec)
             except (InfrastructureError, DataError) as error:
-                await connection.drop()
+                # A board that refuses something is there all the same. On a full disk no new
+                # session could begin.
+                if not refused_for_good(error):
+                    await connection.drop()
                 outcome = Failed(_fault_of(error))
             if not (isinstance(outcome, Failed) and outcome.fault.transient):
                 return outcome

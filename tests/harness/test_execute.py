@@ -227,6 +227,7 @@ def test_a_refusal_keeps_its_own_fault(run: Run) -> None:
     (outcome,) = found["a"]
     assert isinstance(outcome, Failed)
     assert outcome.fault == fault
+    assert board.opened == 1
 
 
 def test_a_damaged_file_fails_its_jobs_only(run: Run) -> None:
