@@ -53,7 +53,7 @@ typedef struct qemu_info_t {
 
 enum { CB_NO_REGS = 0 };
 enum { INLINE_ADD_U64 = 0 };
-enum { MEM_R = 1, MEM_RW = 3 };
+enum { MEM_RW = 3 }; /* QEMU 7.2 takes reads alone for writes, so it is always both. */
 
 typedef void (*tb_callback)(qemu_plugin_id_t id, struct qemu_plugin_tb *tb);
 typedef void (*exec_callback)(unsigned int vcpu, void *data);
@@ -221,7 +221,7 @@ static void instrument_kernel(struct qemu_plugin_insn *insn)
     uint32_t word = word_of(insn);
 
     if (word == LOAD_NEXT) {
-        qemu_plugin_register_vcpu_mem_cb(insn, on_load_next, CB_NO_REGS, MEM_R, NULL);
+        qemu_plugin_register_vcpu_mem_cb(insn, on_load_next, CB_NO_REGS, MEM_RW, NULL);
     } else if (word == SWITCH_TASK) {
         qemu_plugin_register_vcpu_insn_exec_cb(insn, on_switch, CB_NO_REGS, NULL);
     }

@@ -25,38 +25,61 @@ pytestmark = [pytest.mark.qemu, pytest.mark.slow]
 
 TURNS = 1 << 20
 BEGIN, END, RETURN = 0xD5032A1F, 0xD5032A3F, 0xD65F03C0
-TURN_BACK = [0xF1000421, 0x54FFFFC1]  # subs x1, x1, #1; b.ne to the instruction before
 MANY = 0xD2A00201  # movz x1, #16, lsl #16: TURNS
 LINES = 256
-SOME = 0xD2800001 | LINES << 5  # movz x1, #LINES
+PAGES = 64
 LOAD, STORE, NEXT_LINE = 0xF9400002, 0xF9000002, 0xF8440402  # ldr/str x2, [x0]; ldr x2, [x0], #64
+NEXT_PAGE = 0x91400400  # add x0, x0, #4096
+GETPID, SLEEP, CALL = 0xD2801588, 0xD2800CA8, 0xD4000001  # movz x8, #172 or #101; svc #0
 
 GUEST = """
-import ctypes, mmap, struct
+import ctypes, mmap, os, signal, struct
 page = mmap.mmap(-1, 4096, prot=7)
 data = ctypes.create_string_buffer(64 * %d + 64)
 ctypes.memset(data, 1, len(data))
-at = (ctypes.addressof(data) + 63) & ~63
+warm = (ctypes.addressof(data) + 63) & ~63
+fresh = mmap.mmap(-1, 4096 * %d)
+a_moment = (ctypes.c_long * 2)(0, 20_000_000)
 start = ctypes.addressof(ctypes.c_char.from_buffer(page))
-for words in %r:
+for where, words in %r:
     page.seek(0)
     page.write(struct.pack("<%%dI" %% len(words), *words))
+    at = warm
+    if where == "fresh":
+        at = ctypes.addressof(ctypes.c_char.from_buffer(fresh))
+    elif where == "crowded":
+        at = ctypes.addressof(a_moment)
+    other = os.fork() if where == "crowded" else None
+    while other == 0:
+        pass
     ctypes.CFUNCTYPE(None, ctypes.c_void_p)(start)(at)
+    if other:
+        os.kill(other, signal.SIGKILL)
+        os.waitpid(other, 0)
 print("done")
 """
 
 
-def loop(count: int, body: int) -> list[int]:
-    return [BEGIN, count, body, *TURN_BACK, END, RETURN]
+def some(turns: int) -> int:
+    return 0xD2800001 | turns << 5  # movz x1, #turns
+
+
+def loop(count: int, *body: int) -> list[int]:
+    """Return a window with `turns * (len(body) + 2) + 2` instructions."""
+    turn_back = 0x54000001 | (-(len(body) + 1) & 0x7FFFF) << 5
+    return [BEGIN, count, *body, 0xF1000421, turn_back, END, RETURN]
 
 
 LOOPS = {
-    "loads": loop(MANY, LOAD),
-    "loads again": loop(MANY, LOAD),
-    "stores": loop(MANY, STORE),
-    "lines": loop(SOME, NEXT_LINE),
-    "lines again": loop(SOME, NEXT_LINE),
-    "nothing": [BEGIN, END, RETURN],
+    "loads": ("warm", loop(MANY, LOAD)),
+    "loads again": ("warm", loop(MANY, LOAD)),
+    "stores": ("warm", loop(MANY, STORE)),
+    "lines": ("warm", loop(some(LINES), NEXT_LINE)),
+    "lines again": ("warm", loop(some(LINES), NEXT_LINE)),
+    "nothing": ("warm", [BEGIN, END, RETURN]),
+    "kernel": ("warm", loop(some(TURNS >> 8), GETPID, CALL)),
+    "faults": ("fresh", loop(some(PAGES), STORE, NEXT_PAGE)),
+    "crowd": ("crowded", loop(some(1), SLEEP, CALL)),
 }
 
 
@@ -73,7 +96,7 @@ def counted(qemu_board: QemuBoard, tmp_path_factory: pytest.TempPathFactory) -> 
     async def run() -> Metered:
         # Each program is flushed to the instruction cache by its own page: code that was executed
         # before is written over, which the emulator sees by itself.
-        script = GUEST % (LINES, list(LOOPS.values()))
+        script = GUEST % (LINES, PAGES, list(LOOPS.values()))
         machine = await qemu_board.start(
             plugin=Plugin(build_plugin(), GEOMETRIES[qemu_board.cpu].arguments())
         )
@@ -136,6 +159,28 @@ def test_an_empty_window_counts_next_to_nothing(counted: Metered) -> None:
     window = counted.windows["nothing"]
     assert window["instructions"] <= 4
     assert window["loads"] == window["stores"] == 0
+
+
+def test_what_the_kernel_does_is_left_out(counted: Metered) -> None:
+    window = counted.windows["kernel"]
+    assert close(window["instructions"], 4 * (TURNS >> 8))
+    assert window["loads"] == window["stores"] == 0
+
+
+def test_a_page_that_is_not_there_yet_costs_one_instruction_more(counted: Metered) -> None:
+    window = counted.windows["faults"]
+    assert window["stores"] == PAGES
+    assert 4 * PAGES <= window["instructions"] - 2 <= 5 * PAGES
+
+
+def test_another_program_inside_a_window_is_told_apart(counted: Metered) -> None:
+    window = counted.windows["crowd"]
+    own = 4 + 2
+    assert window["tracked"]
+    assert window["switches"] > 0
+    assert window["away"] > 0
+    assert window["instructions"] - window["away"] == own
+    assert all(counted.windows[name]["away"] == 0 for name in LOOPS if name != "crowd")
 
 
 async def test_an_energy_job_counts_inferences_and_models_their_energy(
