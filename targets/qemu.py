@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from flatsat.canonical import sha256_bytes
 from flatsat.errors import InfrastructureError
+from flatsat.progress import NoProgress
 from flatsat.targets.board import Lease, LinkDown
 from flatsat.targets.energy import EnergyModel
-from flatsat.targets.events import GEOMETRIES, EventsSession, build_plugin
+from flatsat.targets.events import GEOMETRIES, EventsSession, NoMeter, build_plugin
 from flatsat.targets.provision import agent_zip, write_agent
 from flatsat.targets.qemu_hardware import Hardware
 from flatsat.targets.qemu_image import build_image, find_image
@@ -107,7 +108,7 @@ class QemuBoard:
         return given
 
     async def prepare(self, progress: Progress | None = None, *, refresh: bool = False) -> Image:
-        """Build the image and boot the board for the first time, where that was not done yet.
+        """Build the image and the meter, and boot the board once, where that was not done yet.
 
         Args:
             progress: is told about the steps.
@@ -120,6 +121,12 @@ class QemuBoard:
         warm = self.warm()
         if await asyncio.to_thread(find_state, image, self.hardware, emulator, warm) is None:
             await make_state(image, self.hardware, emulator, warm, progress=progress)
+        if self.meter != "none":
+            try:
+                await asyncio.to_thread(build_plugin, self.cache_dir)
+            except NoMeter as error:
+                # All but energy jobs works without it, and those say so themselves.
+                (progress or NoProgress()).log(f"board {self.name}: {error}")
         return image
 
     async def open(self, lease: Lease) -> QemuSession | EventsSession:
