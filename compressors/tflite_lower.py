@@ -17,7 +17,7 @@ from flatsat.artifact import Artifact
 from flatsat.canonical import sha256_bytes
 from flatsat.compressors.agreement import disagreement, policy
 from flatsat.compressors.base import Network, StepContext, StepParams
-from flatsat.compressors.candidate import put_goldens
+from flatsat.compressors.candidate import goldens_path, put_goldens
 from flatsat.compressors.converter import convert, quantise
 from flatsat.compressors.onnx_lower import GOLDENS, golden_inputs
 from flatsat.compressors.tflite_model import inspect, run_host
@@ -132,7 +132,8 @@ class TfliteInt8:
             raise ModelError(
                 f"the int8 TFLite file takes {source.dtype} and gives {target.dtype}, not int8"
             )
-        count = min(GOLDENS, len(ctx.validation) + len(ctx.calibration))
+        with np.load(goldens_path(folder, artifact.goldens), allow_pickle=False) as stored:
+            count = len(stored[f"in:{artifact.inputs[0].name}"])
         inputs = for_model(golden_inputs(ctx, count), source, NHWC)
         outputs = run_host(data, inputs)
         return _written(

@@ -93,19 +93,6 @@ def test_a_network_becomes_a_float_and_a_full_integer_file(
 
 
 @converter
-@pytest.mark.slow
-def test_equal_networks_give_equal_files(ctx: StepContext, tmp_path: Path) -> None:
-    made = []
-    for number in range(2):
-        folder = tmp_path / str(number)
-        folder.mkdir()
-        floats = TfliteLower(TfliteLower.Params(goldens=4)).lower(network("lenet300"), folder, ctx)
-        integers = TfliteInt8(TfliteInt8.Params(n=8)).apply(floats, folder, ctx)
-        made.append((floats.sha256, integers.sha256))
-    assert made[0] == made[1]
-
-
-@converter
 def test_a_network_that_the_converter_does_not_know_is_refused_in_one_line(
     ctx: StepContext, tmp_path: Path
 ) -> None:

@@ -19,17 +19,21 @@ import pytest
 import torch
 
 from flatsat.artifact import Artifact
+from flatsat.cache import default_cache_dir
 from flatsat.canonical import canonical_json, sha256_file
 from flatsat.compressors.agreement import disagreement
 from flatsat.compressors.base import Network, StepContext, StepParams
 from flatsat.compressors.candidate import goldens_path, is_safe_name
+from flatsat.compressors.converter_env import ensure_converter
 from flatsat.compressors.onnx_model import inspect, run_host
-from flatsat.compressors.registry import describe, entry, step_class, step_names
+from flatsat.compressors.registry import describe, entry, int8_pass, step_class, step_names
+from flatsat.compressors.tflite_model import inspect as inspect_tflite
 from flatsat.datasets.fit import predict
 from flatsat.datasets.nets import build
 from flatsat.datasets.splits import Split, Splits
 from flatsat.datasets.workload import TrainSettings, Workload, workload
-from flatsat.errors import FlatSatError, RecipeError
+from flatsat.errors import FlatSatError, InfrastructureError, RecipeError
+from flatsat.progress import NoProgress
 from flatsat.tensors import TensorSpec
 
 SIDE = 16
@@ -43,6 +47,8 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "linear-quantise": {"bits": 4, "activations": 8, "n": 32},
     "onnx": {"goldens": 24},
     "int8": {"n": 32},
+    "tflite": {"goldens": 24},
+    "tflite-int8": {"n": 32},
 }
 TRANSFORMS = step_names("transform")
 NETS = ("lenet5", "resnet20")
@@ -102,6 +108,16 @@ class Bench:
             cache_dir=self.cache_dir,
         )
 
+    def _link_converter(self) -> None:
+        """Use the converter's environment of the user's cache: another one takes its time."""
+        try:
+            ensure_converter(default_cache_dir(), NoProgress())
+        except InfrastructureError as error:
+            pytest.skip(f"no TFLite converter: {error}")
+        link = self.cache_dir / "converter"
+        if not link.exists():
+            link.symlink_to(default_cache_dir() / "converter")
+
     def network(self) -> Network:
         module = build(
             self.net,
@@ -119,6 +135,8 @@ class Bench:
         return made
 
     def lower(self, network: Network, folder: Path, name: str = "onnx") -> Artifact:
+        if name == "tflite":
+            self._link_converter()
         artifact: Artifact = make(name).lower(network, folder, self.ctx)
         return artifact
 
@@ -316,13 +334,18 @@ def require_artifact(artifact: Artifact, folder: Path) -> None:
         info = inspect(path)
         assert (info.opset, info.ir) == (artifact.opset, artifact.ir)
         assert (info.inputs, info.outputs) == (artifact.inputs, artifact.outputs)
+    else:
+        lite = inspect_tflite(path.read_bytes(), artifact.file)
+        assert (lite.inputs, lite.outputs) == (artifact.inputs, artifact.outputs)
     assert artifact.goldens is not None
     assert artifact.agreement is not None
     goldens = goldens_path(folder, artifact.goldens)
     assert sha256_file(goldens) == artifact.goldens
     with np.load(goldens, allow_pickle=False) as stored:
-        assert set(stored.files) == {"in:image", "out:logits"}
-        assert len(stored["in:image"]) == len(stored["out:logits"]) == 24
+        names = {f"in:{spec.name}" for spec in artifact.inputs}
+        names |= {f"out:{spec.name}" for spec in artifact.outputs}
+        assert set(stored.files) == names
+        assert {len(stored[name]) for name in names} == {24}
 
 
 @pytest.mark.parametrize("name", step_names("lower"))
@@ -335,19 +358,40 @@ def test_lowering_writes_the_same_file_each_time(bench: Bench, name: str, tmp_pa
         require_artifact(made[-1], folder)
         assert str(folder).encode() not in (folder / made[-1].file).read_bytes()
     assert made[0] == made[1]
-    assert made[0].inputs == (bench.ctx.workload.input,)
-    assert made[0].outputs == (bench.ctx.workload.output,)
+    if made[0].format == "onnx":
+        assert made[0].inputs == (bench.ctx.workload.input,)
+        assert made[0].outputs == (bench.ctx.workload.output,)
+
+
+FORMATS = {int8_pass(lowering): lowering for lowering in step_names("lower")}
+"""Pass -> the lowering whose files it takes."""
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("lowering", step_names("lower"))
+def test_pass_refuses_the_files_of_another_lowering(
+    lenet: Bench, name: str, lowering: str, tmp_path: Path
+) -> None:
+    if FORMATS[name] == lowering:
+        return
+    source = lenet.lower(lenet.network(), tmp_path, lowering)
+    with pytest.raises(RecipeError) as caught:
+        make(name).apply(source, tmp_path, lenet.ctx)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", step_names("pass"))
 def test_pass_writes_a_new_file_beside_the_old(bench: Bench, name: str, tmp_path: Path) -> None:
-    source = bench.lower(bench.network(), tmp_path)
+    source = bench.lower(bench.network(), tmp_path, FORMATS[name])
     data = (tmp_path / source.file).read_bytes()
     made = make(name).apply(source, tmp_path, bench.ctx)
     require_artifact(made, tmp_path)
     assert made.lowered_from == source.sha256
     assert made.sha256 != source.sha256
-    assert (made.inputs, made.outputs) == (source.inputs, source.outputs)
+    if made.format == "onnx":
+        assert (made.inputs, made.outputs) == (source.inputs, source.outputs)
+    else:
+        assert {spec.dtype for spec in (*made.inputs, *made.outputs)} == {"int8"}
     assert (tmp_path / source.file).read_bytes() == data
     assert make(name).apply(source, tmp_path, bench.ctx) == made
 
@@ -357,7 +401,7 @@ def test_pass_writes_a_new_file_beside_the_old(bench: Bench, name: str, tmp_path
 def test_pass_takes_the_file_of_every_transform(
     lenet: Bench, name: str, transform: str, tmp_path: Path
 ) -> None:
-    source = lenet.lower(lenet.apply(transform), tmp_path)
+    source = lenet.lower(lenet.apply(transform), tmp_path, FORMATS[name])
     try:
         made = make(name).apply(source, tmp_path, lenet.ctx)
     except FlatSatError as error:
