@@ -157,8 +157,8 @@ async def test_a_session_that_can_not_begin_leaves_no_machine_behind(
     machines = []
     start = QemuBoard.start
 
-    async def watched(self: QemuBoard) -> Any:
-        machines.append(await start(self))
+    async def watched(self: QemuBoard, *more: Any, **named: Any) -> Any:
+        machines.append(await start(self, *more, **named))
         return machines[-1]
 
     monkeypatch.setattr(QemuBoard, "start", watched)

@@ -49,8 +49,13 @@ def emulator(board_image: Image) -> Emulator:
 
 
 @pytest.fixture(scope="module")
-def disk(qemu_board: QemuBoard, board_image: Image, emulator: Emulator) -> Disk:
-    state = find_state(board_image, qemu_board.hardware, emulator, qemu_board.warm())
+def same(qemu_board: QemuBoard) -> Warm:
+    return qemu_board.warm()
+
+
+@pytest.fixture(scope="module")
+def disk(qemu_board: QemuBoard, board_image: Image, emulator: Emulator, same: Warm) -> Disk:
+    state = find_state(board_image, qemu_board.hardware, emulator, same)
     assert state is not None
     return state.as_disk
 
@@ -267,7 +272,7 @@ async def test_what_qemu_complains_of_is_told(
 @qemu
 @slow
 async def test_a_damaged_state_is_seen_and_a_refused_one_made_again(
-    qemu_board: QemuBoard, board_image: Image, emulator: Emulator, disk: Disk, tmp_path: Path
+    same: Warm, board_image: Image, emulator: Emulator, disk: Disk, tmp_path: Path
 ) -> None:
     folder = tmp_path / "image"
     folder.mkdir()
@@ -277,7 +282,7 @@ async def test_a_damaged_state_is_seen_and_a_refused_one_made_again(
     hardware = Hardware()
     place = folder / "states" / disk.memory.parent.name
     shutil.copytree(disk.memory.parent, place)
-    same, other = qemu_board.warm(), Warm("other", qemu_board.warm().run)
+    other = Warm("other", same.run)
     found = find_state(image, hardware, emulator, same)
     assert found is not None
     assert find_state(image, hardware, emulator, other) is None
@@ -317,13 +322,12 @@ async def test_a_damaged_state_is_seen_and_a_refused_one_made_again(
 @qemu
 @slow
 async def test_a_state_that_is_refused_time_and_again_gives_way_to_a_boot(
-    qemu_board: QemuBoard,
+    same: Warm,
     board_image: Image,
     emulator: Emulator,
     disk: Disk,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    same = qemu_board.warm()
     state = find_state(board_image, Hardware(), emulator, same)
     discarded = []
     monkeypatch.setattr("flatsat.targets.qemu_state.discard_state", discarded.append)
