@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from flatsat.jobspec import JobSpec
     from flatsat.outcome import Fault, Health, Outcome
     from flatsat.progress import Progress
-    from flatsat.progress import Progress
     from flatsat.units import TimeKind
 
 IDENTITY_FIELDS = (

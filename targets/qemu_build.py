@@ -139,10 +139,10 @@ def make_image(plan: Plan, debs: Path, folder: Path, progress: Progress) -> dict
             hint="add the package that holds it to PACKAGES in qemu_files.py",
         )
     step()
-    if not rootfs.precompile(
-        root, ["usr/lib/python3.11", *(s.lstrip("/") for s in sites.values())]
-    ):
+    folders = ["usr/lib/python3.11", STORE.lstrip("/")]
+    if not rootfs.precompile(root, folders):
         progress.log("no Python 3.11 on this machine: the board's first imports will be slow")
+    rootfs.even_out(root, folders)
     step()
     rootfs.unpack_parts(
         debs / plan.kernel.file,

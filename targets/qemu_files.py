@@ -55,7 +55,8 @@ utmp:x:43:
 nogroup:x:65534:
 """
 
-# The grace time is counted on the board's clock, which may run far ahead of the host's.
+# The grace time is counted on the board's clock, which may run far ahead of the host's; so that
+# clients that went away before they logged in don't shut others out, many may wait.
 _SSHD = """\
 HostKey /etc/ssh/ssh_host_ed25519_key
 PermitRootLogin prohibit-password
@@ -65,6 +66,7 @@ UsePAM no
 UseDNS no
 StrictModes yes
 LoginGraceTime 0
+MaxStartups 200
 PrintMotd no
 PrintLastLog no
 Subsystem sftp /usr/lib/openssh/sftp-server
@@ -83,12 +85,10 @@ ttyAMA0::respawn:/usr/bin/busybox getty -L ttyAMA0 115200 vt100
 _RC = """\
 #!/bin/sh
 PATH=/usr/sbin:/usr/bin
-mount -t devpts -o gid=5,mode=620,ptmxmode=666 devpts /dev/pts 2>/dev/null || {
-    mkdir -p /dev/pts && mount -t devpts -o gid=5,mode=620,ptmxmode=666 devpts /dev/pts
-}
+mkdir -p /dev/pts /dev/shm
+mount -t devpts -o gid=5,mode=620,ptmxmode=666 devpts /dev/pts
 mount -t tmpfs -o mode=755,nosuid,nodev tmpfs /run
 mount -t tmpfs -o mode=1777,nosuid,nodev tmpfs /tmp
-mkdir -p -m 1777 /dev/shm
 mount -t tmpfs -o mode=1777,nosuid,nodev tmpfs /dev/shm
 mkdir -m 755 /run/sshd
 mount -o remount,rw,noatime /

@@ -9,8 +9,9 @@ import json
 import shutil
 import stat
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -31,6 +32,9 @@ _LIST = "image.json"
 _CURRENT = "current.json"
 _PART = ".part-"
 _SHORT = 16
+_PATIENCE_S = 3600.0
+_KEPT_RECIPES = 3
+_KEPT_S = 7 * 24 * 3600
 _FILES = ("Image", "initrd.gz", "rootfs.qcow2", "user_key")
 
 
@@ -50,7 +54,6 @@ class Image:
         sites: runtime -> folder of its modules on the board.
         python: the board's interpreter.
         store: the agent's folder on the board.
-        events_plugin: the QEMU plugin that counts events, where it could be compiled.
     """
 
     folder: Path
@@ -64,7 +67,6 @@ class Image:
     sites: Mapping[str, str]
     python: str
     store: str
-    events_plugin: Path | None = None
 
 
 def find_image(cache_dir: Path | None = None) -> Image | None:
@@ -121,7 +123,14 @@ def _only_builder(root: Path, progress: Progress) -> Iterator[None]:
         lock.acquire(timeout=0)
     except Timeout:
         progress.log("another process builds the board's image: waiting for it")
-        lock.acquire()
+        try:
+            lock.acquire(timeout=_PATIENCE_S)
+        except Timeout:
+            raise InfrastructureError(
+                "another process has been building the board's image for "
+                f"{_PATIENCE_S / 60:.0f} min",
+                hint=f"see who holds {lock.lock_file}",
+            ) from None
     try:
         yield
     finally:
@@ -160,8 +169,23 @@ def _note(path: Path, key: str) -> None:
         known = dict(json.loads(path.read_text()))
     except (OSError, ValueError, TypeError):
         known = {}
-    text = json.dumps(known | {recipe_hash(): key}, indent=1)
+    known.pop(recipe_hash(), None)
+    kept = [*list(known.items())[1 - _KEPT_RECIPES :], (recipe_hash(), key)]
+    text = json.dumps(dict(kept), indent=1)
     replace_file(path, lambda part: part.write_text(text))
+    _drop_old(path.parent, {key for _, key in kept})
+
+
+def _drop_old(root: Path, keep: set[str]) -> None:
+    """Remove images that no recipe leads to and that nothing was written beside for a week."""
+    for list_ in root.glob(f"*/{_LIST}"):
+        folder = list_.parent
+        if folder.name in {key[:_SHORT] for key in keep}:
+            continue
+        with suppress(OSError):
+            used_s = max(entry.stat().st_mtime for entry in (folder, *folder.iterdir()))
+            if time.time() - used_s > _KEPT_S:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def _read(folder: Path) -> Image | None:

@@ -35,7 +35,7 @@ Acquire::Languages "none";
 Acquire::Retries "2";
 """
 _URI = re.compile(r"^'\S+' (?P<file>\S+) (?P<size>\d+) SHA256:(?P<sha256>[0-9a-f]{64})$", re.M)
-_HINT = "is the network up, and are the apt sources those of Debian 12?"
+_HINT = "is the network up, and do this machine's apt sources offer Debian 12 for arm64?"
 _TASK = "fetch arm64 packages"
 _FETCH_DEADLINE_S = 3600.0
 _POLL_S = 0.2
@@ -73,12 +73,12 @@ class Apt:
         self._config.write_text(_CONFIG.format(state=state, cache=cache))
 
     def refresh(self) -> None:
-        """Fetch the lists of packages.
+        """Fetch the lists of packages; where a source can't be reached, older lists go on serving.
 
         Raises:
-            InfrastructureError: the sources can't be reached, or their signatures don't hold.
+            InfrastructureError: a source's signature doesn't hold.
         """
-        self._run("apt-get", "update", "-q", "-o", "APT::Update::Error-Mode=any")
+        self._run("apt-get", "update", "-q")
 
     def kernel(self, meta: str) -> str:
         """Return the package that the meta-package `meta` stands for now."""

@@ -70,6 +70,7 @@ def run(
     stdin: IO[bytes] | None = None,
     text: str | None = None,
     more: Mapping[str, str] | None = None,
+    complaints: bool = False,
 ) -> str:
     """Run a tool to its end and return what it printed.
 
@@ -78,6 +79,7 @@ def run(
         stdin: what it reads.
         text: what it reads, instead.
         more: variables for its environment.
+        complaints: return what it says on its error stream, too.
 
     Raises:
         InfrastructureError: it failed or hangs; its last words are in the message.
@@ -88,7 +90,8 @@ def run(
             input=None if text is None else text.encode(),
             stdin=(stdin or subprocess.DEVNULL) if text is None else None,
             env=environment(more),
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT if complaints else subprocess.PIPE,
             timeout=_DEADLINE_S,
             check=False,
         )

@@ -197,3 +197,16 @@ def test_a_hostile_board_name_stays_text(record, look):
     page = run_html(collect(record.store, "r1"))
     assert "<b>x" not in page
     assert "<b>x (emulated)" in look(page)
+
+
+def test_a_best_that_is_slower_than_the_reference_is_marked(record, look):
+    record.board("qemu-arm64")
+    record.named("cnn-tiny")
+    record.named("cnn")
+    record.latency("cnn", 0.5, "qemu-arm64")
+    record.latency("cnn", 0.7, "qemu-arm64", precision="int8")
+    for precision in ("float", "int8"):
+        record.accuracy("cnn", 90, "qemu-arm64", precision)
+    assert "Best on qemu-arm64: cnn int8 slower than the dense reference" in look(
+        run_html(collect(record.store, "r1"))
+    )

@@ -1,42 +1,11 @@
 """The report in a real browser, from disk. Skipped only where there is no Chromium."""
 
-import shutil
-
 import pytest
 
 from flatsat.reports.pages import render_run
 
-CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-FLAGS = (
-    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-)
 WAIT_S = 60
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        CHROMIUM is None or DRIVER is None,
-        reason="no chromium and chromedriver on PATH: apt-get install chromium chromium-driver",
-    ),
-]
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    from selenium import webdriver
-    from selenium.webdriver.chrome.service import Service
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for flag in FLAGS:
-        options.add_argument(flag)
-    options.add_argument(f"--user-data-dir={tmp_path_factory.mktemp('profile')}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=Service(DRIVER))
-    driver.set_page_load_timeout(WAIT_S)
-    yield driver
-    driver.quit()
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")
@@ -52,24 +21,9 @@ def _until(browser, what):
     return WebDriverWait(browser, WAIT_S, poll_frequency=0.05).until(what)
 
 
-def _open(browser, page, width=1280, height=800, scheme="light"):
-    browser.execute_cdp_cmd(
-        "Emulation.setDeviceMetricsOverride",
-        {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600},
-    )
-    features = [
-        {"name": "prefers-color-scheme", "value": scheme},
-        # Without smooth scrolling a click finds its target where it was a moment ago.
-        {"name": "prefers-reduced-motion", "value": "reduce"},
-    ]
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
-    browser.get(page)
-    _until(browser, lambda b: b.execute_script("return document.documentElement.dataset.drawn"))
-
-
 @pytest.fixture
-def opened(browser, page):
-    _open(browser, page)
+def opened(browser, open_page, page):
+    open_page(page)
     yield browser
     assert browser.get_log("browser") == []
 
@@ -223,15 +177,15 @@ def test_the_theme_toggles_is_kept_and_recolours_the_figures(opened, page):
     assert kept == "dark"
 
 
-def test_the_page_starts_in_the_colours_of_the_system(browser, page):
-    _open(browser, page, scheme="dark")
+def test_the_page_starts_in_the_colours_of_the_system(browser, open_page, page):
+    open_page(page, scheme="dark")
     assert browser.execute_script("return document.documentElement.dataset.theme") == "dark"
     assert browser.get_log("browser") == []
 
 
 @pytest.mark.parametrize("width", [1280, 768, 390, 320])
-def test_the_page_never_scrolls_sideways(browser, page, width):
-    _open(browser, page, width=width, height=844)
+def test_the_page_never_scrolls_sideways(browser, open_page, page, width):
+    open_page(page, width=width, height=844)
     for _ in range(2):
         wide, inner = browser.execute_script(
             "return [document.scrollingElement.scrollWidth, innerWidth]"
@@ -244,39 +198,15 @@ def test_the_page_never_scrolls_sideways(browser, page, width):
     assert browser.get_log("browser") == []
 
 
-def _contrast(browser, selector):
-    """Return the least contrast of the texts that a selector finds with what is behind them."""
-    return browser.execute_script(
-        """
-        const parts = (c) => c.match(/[\\d.]+/g).map(Number);
-        const light = ([r, g, b]) => [r, g, b].map((v) => v / 255)
-          .map((v) => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
-          .reduce((s, v, i) => s + v * [0.2126, 0.7152, 0.0722][i], 0);
-        const behind = (e) => {
-          for (; e; e = e.parentElement) {
-            const c = parts(getComputedStyle(e).backgroundColor);
-            if (c.length === 3 || c[3] === 1) return c;
-          }
-          return [255, 255, 255];
-        };
-        return Math.min(...[...document.querySelectorAll(arguments[0])].map((e) => {
-          const [a, b] = [light(parts(getComputedStyle(e).color)), light(behind(e))];
-          return (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
-        }));
-        """,
-        selector,
-    )
-
-
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_texts_stand_out_from_what_is_behind_them(browser, page, scheme):
-    _open(browser, page, scheme=scheme)
+def test_texts_stand_out_from_what_is_behind_them(open_page, contrast, page, scheme):
+    open_page(page, scheme=scheme)
     for selector in (".under, .tile small, .rule, .where", ".chip, .badge", "td small, .none"):
-        assert _contrast(browser, selector) >= 4.5, selector
+        assert contrast(selector) >= 4.5, selector
 
 
-def test_printing_unfolds_what_is_folded_and_turns_the_page_light(browser, page):
-    _open(browser, page, scheme="dark")
+def test_printing_unfolds_what_is_folded_and_turns_the_page_light(browser, open_page, page):
+    open_page(page, scheme="dark")
     browser.execute_script("dispatchEvent(new Event('beforeprint'))")
     folded = "return document.querySelectorAll('details:not([open]):not(td details)').length"
     width = "return document.querySelector('[data-figure=pareto0] .main-svg').clientWidth"
