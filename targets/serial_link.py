@@ -16,7 +16,7 @@ from flatsat.targets.links import LinkTimeout
 from flatsat.targets.reliable import ReliableLink
 from flatsat.targets.serial_boot import Boot
 from flatsat.targets.serial_port import SerialPort
-from flatsat.targets.serial_shell import SerialShell
+from flatsat.targets.serial_shell import SerialShell, ShellGone
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -83,12 +83,13 @@ class SerialLink:
         arguments = [part for site in self._sites.items() for part in ("--site", "=".join(site))]
         await self._port.open(deadline_s)
         try:
-            while True:
+            started = False
+            while not started:
                 await self._shell.reach(end)
-                await self._choose_python(end)
-                boot = Boot(self._port, self._shell, self._agent, self._store, arguments, nonce)
-                if await boot.start(end):
-                    break
+                with contextlib.suppress(ShellGone):
+                    await self._choose_python(end)
+                    boot = Boot(self._port, self._shell, self._agent, self._store, arguments, nonce)
+                    started = await boot.start(end)
             line = _AgentLine(self._port, self._shell.word, boot.early)
             self._stream = ReliableLink(line, nonce)
             await self._stream.open(_left(end))

@@ -38,6 +38,10 @@ _PROMPT = re.compile(
 _REFUSED = re.compile(r"incorrect|denied|failure", re.IGNORECASE)
 
 
+class ShellGone(LinkDown):
+    """The shell has ended; it may be reached again."""
+
+
 class SerialShell:
     """A console on which somebody may be logged in or not, typing or not.
 
@@ -62,6 +66,7 @@ class SerialShell:
         self._trials = 0
         self._pace_s = _FIRST_PACE_S
         self._heard = ""
+        self._question = ""
 
     # A shell, whatever the console was doing.
 
@@ -81,6 +86,9 @@ class SerialShell:
                 asked = await self._poke(end)
             elif await self._greets(end):
                 return
+            elif self._question:
+                # It came late: the old login has gone, and a new one took its time.
+                asked = self._question
             else:
                 # An agent of a host that has died, or a program that somebody left running.
                 await self._type(LEAVE * 3 + b"\x03", end)
@@ -139,7 +147,8 @@ class SerialShell:
         """Give a variable a printable text without quotes (') and backslashes.
 
         Raises:
-            LinkDown: there is no shell any more, or not in time.
+            ShellGone: there is no shell any more.
+            LinkDown: it does not do it, or not in time.
         """
         assert text.isprintable(), text
         assert not set(text) & set("'\\"), text
@@ -171,6 +180,7 @@ class SerialShell:
             answer = await self._answer(f'echo "$m<{words}>"', end)
             if answer is not None and answer == before:
                 return answer
+            self._check_shell()
             before = answer
 
     async def run(self, command: str, end: float) -> None:
@@ -181,10 +191,15 @@ class SerialShell:
         for _ in range(50):
             if await self._answer(command, end) == expected:
                 return
+            self._check_shell()
         raise LinkDown(
             f"{self._port.name}: the shell does not do what it is told",
             hint="it must be a POSIX shell: bash, dash or busybox ash",
         )
+
+    def _check_shell(self) -> None:
+        if self._question:
+            raise ShellGone(f"{self._port.name}: the console asks for a {self._question}")
 
     async def _answer(self, command: str, end: float) -> str | None:
         """Type a command and return what stands between `word`< and >, or None."""
@@ -199,7 +214,11 @@ class SerialShell:
             if found:
                 took_s = time.monotonic() - begun_s
                 self._pace_s = max(_LEAST_PACE_S, (self._pace_s + 4 * took_s) / 2)
+                self._question = ""
                 return found[1]
+        self._question = _asked(text)
+        if self._question:
+            return None
         self._pace_s = min(_MOST_PACE_S, self._pace_s * 1.5)
         self.noisy = True
         # An open quote or half a line must not swallow the next command.

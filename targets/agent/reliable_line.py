@@ -11,6 +11,8 @@ from .loader import LEAVE
 
 _MOST_WAITING_BYTES = 64 << 10
 _SETTLE_S = 5.0
+_TRICKLE_BYTES = 256
+_TRICKLE_S = 0.01
 _FLUSH_S = 2.0
 
 
@@ -28,6 +30,7 @@ class ReliableLine(Line):
         self._arq = Arq(nonce, BOARD, patience_s)
         self._inbox = b""
         self._tail = b""
+        self._over = False
         # The host learns from this that the agent listens.
         self._arq.probe()
 
@@ -63,7 +66,9 @@ class ReliableLine(Line):
         self._until(0, time.monotonic() + _SETTLE_S)
 
     def close(self) -> None:
-        """Give the host a moment to take the last words."""
+        """Give the host a moment to take the last words, if it still listens."""
+        if self._over:
+            return
         try:
             self._until(0, time.monotonic() + _FLUSH_S)
         except SessionEnd:
@@ -86,15 +91,21 @@ class ReliableLine(Line):
         wire = super().read()
         seen = self._tail + wire
         if LEAVE in seen:
+            self._over = True
             raise SessionEnd(6)
         self._tail = seen[-len(LEAVE) :]
         self._inbox += self._arq.feed(wire, time.monotonic())
+        if len(wire) < _TRICKLE_BYTES and not wire.endswith(b"\0"):
+            # A driver wakes its reader for every few bytes, which keeps a slow board from
+            # everything else: the rest of the frame is let come first.
+            time.sleep(_TRICKLE_S)
 
     def _send(self) -> None:
         while True:
             try:
                 wire = self._arq.outgoing(time.monotonic())
             except Stalled:
+                self._over = True
                 raise SessionEnd(4) from None
             if not wire:
                 return
