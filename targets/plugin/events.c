@@ -87,6 +87,8 @@ EXPORT int qemu_plugin_install(qemu_plugin_id_t id, const qemu_info_t *info, int
 #define DC_ZVA 0xd50b7420u        /* dc zva, x0; the register is in the lowest five bits */
 #define LOAD_NEXT 0xf940011eu     /* ldr x30, [x8]: cpu_switch_to reads the next task's */
 #define SWITCH_TASK 0xd5184101u   /* msr sp_el0, x1: cpu_switch_to makes it the current one */
+#define LOADS_AND_STORES_MASK 0x0a000000u
+#define LOADS_AND_STORES 0x08000000u /* this group of the instruction set, and no other */
 #define ZVA_BYTES 64
 
 static FILE *log_file;
@@ -227,12 +229,9 @@ static void instrument_kernel(struct qemu_plugin_insn *insn)
     }
 }
 
-static void instrument_user(struct qemu_plugin_insn *insn)
+/* Watch an instruction if it matters; false for one that only counts. */
+static bool instrument_user(struct qemu_plugin_insn *insn, uint32_t word)
 {
-    uint32_t word = word_of(insn);
-
-    /* Counted one by one: of a block that a page fault cuts short, only what was executed counts. */
-    qemu_plugin_register_vcpu_insn_exec_inline(insn, INLINE_ADD_U64, &user_instructions, 1);
     if (word == HINT_BEGIN) {
         qemu_plugin_register_vcpu_insn_exec_cb(insn, on_begin, CB_NO_REGS, NULL);
     } else if (word == HINT_END) {
@@ -241,24 +240,61 @@ static void instrument_user(struct qemu_plugin_insn *insn)
         qemu_plugin_register_vcpu_insn_exec_cb(insn, on_clear, CB_NO_REGS, NULL);
     } else if ((word & ~0x1fu) == DC_ZVA) {
         qemu_plugin_register_vcpu_insn_exec_cb(insn, on_zero, CB_NO_REGS, NULL);
-    } else {
+    } else if ((word & LOADS_AND_STORES_MASK) == LOADS_AND_STORES) {
         qemu_plugin_register_vcpu_mem_cb(insn, on_access, CB_NO_REGS, MEM_RW, NULL);
+    } else {
+        return false;
     }
+    return true;
+}
+
+static void count_run(struct qemu_plugin_insn *first, uint64_t length)
+{
+    if (length) {
+        qemu_plugin_register_vcpu_insn_exec_inline(first, INLINE_ADD_U64, &user_instructions,
+                                                   length);
+    }
+}
+
+/*
+ * Instructions count in runs, all at the first of a run. A run ends with an access, where a page
+ * fault may cut the block, so that only what was executed counts (one that faults counts again when
+ * it is repeated). The hints stand alone; QEMU counts after it calls back, so that of a window's
+ * two the opening one counts.
+ */
+static void instrument_user_block(struct qemu_plugin_tb *tb, size_t n)
+{
+    struct qemu_plugin_insn *first = NULL;
+    uint64_t length = 0;
+
+    for (size_t i = 0; i < n; i++) {
+        struct qemu_plugin_insn *insn = qemu_plugin_tb_get_insn(tb, i);
+        uint32_t word = word_of(insn);
+
+        if (word == HINT_BEGIN || word == HINT_END) {
+            count_run(first, length);
+            length = 0;
+        }
+        first = length++ ? first : insn;
+        if (instrument_user(insn, word)) {
+            count_run(first, length);
+            length = 0;
+        }
+    }
+    count_run(first, length);
 }
 
 static void on_translate(qemu_plugin_id_t id, struct qemu_plugin_tb *tb)
 {
     size_t n = qemu_plugin_tb_n_insns(tb);
-    bool kernel = qemu_plugin_tb_vaddr(tb) >> 63;
 
     (void)id;
-    for (size_t i = 0; i < n; i++) {
-        struct qemu_plugin_insn *insn = qemu_plugin_tb_get_insn(tb, i);
-        if (kernel) {
-            instrument_kernel(insn);
-        } else {
-            instrument_user(insn);
+    if (qemu_plugin_tb_vaddr(tb) >> 63) {
+        for (size_t i = 0; i < n; i++) {
+            instrument_kernel(qemu_plugin_tb_get_insn(tb, i));
         }
+    } else {
+        instrument_user_block(tb, n);
     }
 }
 

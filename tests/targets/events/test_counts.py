@@ -189,6 +189,8 @@ async def test_an_energy_job_counts_inferences_and_models_their_energy(
     from flatsat.canonical import sha256_file
 
     board = replace(qemu_board, meter="events")
+    crash = tmp_path / "crash.json"
+    crash.write_text('{"fault": "segfault", "after": 2}')
     sha256 = sha256_file(dense_onnx)
     spec = JobSpec(JobKind.ENERGY, sha256, "onnx", board.name, plan=VIRTUAL_PLAN)
     with LocalPool(tmp_path).acquire(board.name, 60.0) as lease:
@@ -196,10 +198,17 @@ async def test_an_energy_job_counts_inferences_and_models_their_energy(
         assert isinstance(session, EventsSession)
         try:
             await session.put(sha256, dense_onnx)
+            await session.put(sha256_file(crash), crash)
+            died = await session.run(
+                "c", replace(spec, artifact=sha256_file(crash), format="fault", runtime="fault")
+            )
             outcomes = [await session.run(f"e{n}", spec) for n in range(2)]
             latency = await session.run("l", replace(spec, kind=JobKind.LATENCY))
         finally:
             await session.close()
+    # It left its window open.
+    assert isinstance(died, Failed)
+    assert died.fault.code == "crash"
     medians = []
     for outcome in outcomes:
         assert isinstance(outcome, Measured), outcome
@@ -211,6 +220,8 @@ async def test_an_energy_job_counts_inferences_and_models_their_energy(
         told = outcome.evidence["energy"]
         assert isinstance(told, Mapping)
         assert "Horowitz" in str(told["source"])
+        assert told["disturbed_windows"] == 0
+        assert told["other_tasks_seen"] is True
         counts = sorted(by_quantity["instructions"].values)
         medians.append(counts[len(counts) // 2])
     assert abs(medians[0] - medians[1]) <= medians[0] / 1000

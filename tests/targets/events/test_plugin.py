@@ -93,7 +93,7 @@ def test_a_million_turns_count_to_the_last_one(run: Callable[..., Ran]) -> None:
     loads, stores = run(*window(*loop(turns, LOAD)), *window(*loop(turns, STORE))).windows
     for window_, kind, other in ((loads, "load", "store"), (stores, "store", "load")):
         assert window_["fault"] is None
-        # The closing instruction is the window's last.
+        # The opening instruction counts, the closing one does not.
         assert window_["instructions"] == 3 * turns + 4 + 1
         assert (window_[f"{kind}s"], window_[f"{kind}_bytes"]) == (turns, 8 * turns)
         assert (window_[f"{other}s"], window_[f"{other}_bytes"]) == (0, 0)
