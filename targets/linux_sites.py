@@ -5,15 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING
 
-from flatsat.errors import ConfigError
+from flatsat.targets.transfer import check_affordable
 from flatsat.targets.wheels import Wheels
 
 if TYPE_CHECKING:
     from flatsat.targets.links import Link
     from flatsat.targets.wheels import Interpreter, Site
-
-PATIENCE_S = 600.0
-"""A transfer that would take longer is not begun unasked."""
 
 
 class LinuxSites:
@@ -56,12 +53,11 @@ class LinuxSites:
         if self._carry is not None:
             self._carry(site)
             return
-        rate = getattr(self._link, "bytes_per_s", None)
-        if rate and site.size_bytes / rate > PATIENCE_S:
-            minutes = site.size_bytes / rate / 60
-            raise ConfigError(
-                f"board {self._board!r}: its link carries {rate / 1000:.1f} kB/s, so that "
-                f"{site.name} ({site.size_bytes / 1e6:.0f} MB) would take {minutes:.0f} minutes",
-                hint='give the board an SSH link and provision_via = "ssh", or a python that has '
-                f"{site.runtime}",
-            )
+        check_affordable(
+            site.size_bytes,
+            getattr(self._link, "bytes_per_s", None),
+            site.name,
+            board=self._board,
+            hint='give the board an SSH link and provision_via = "ssh", or a python that has '
+            f"{site.runtime}",
+        )

@@ -20,9 +20,10 @@ from flatsat.outcome import Failed, Measured, Owner
 from flatsat.targets.board import Lease, LinkDown
 from flatsat.targets.boards import make_board
 from flatsat.targets.linux import LinuxBoard, SerialWay, SshWay
-from flatsat.targets.linux_sites import PATIENCE_S, LinuxSites
+from flatsat.targets.linux_sites import LinuxSites
 from flatsat.targets.ssh_carrier import carry_files
 from flatsat.targets.ssh_connection import SshAddress
+from flatsat.targets.transfer import PATIENCE_S
 from flatsat.targets.wheels import Site, Wheels
 
 if TYPE_CHECKING:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -11,10 +12,11 @@ import numpy as np
 import pytest
 
 from flatsat.jobspec import JobKind, JobSpec
-from flatsat.outcome import Measured, Outcome
+from flatsat.outcome import Failed, Measured, Outcome, Owner
 from flatsat.targets.board import LinkDown
 from flatsat.targets.host import HostBoard
 from flatsat.targets.linux import LinuxBoard, SerialWay
+from flatsat.targets.wheels import Site, Wheels
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from flatsat.targets.board import Lease
     from flatsat.targets.session import AgentSession
 
+PASSWORD = "a secret: 17"
 Join = Callable[..., Any]
 MakeJob = Callable[..., JobSpec]
 
@@ -151,9 +154,38 @@ async def test_a_linux_board_may_have_its_agent_behind_a_console(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv("CONSOLE_PASSWORD", "a secret: 17")
+    monkeypatch.setenv("CONSOLE_PASSWORD", PASSWORD)
     way = SerialWay(uart().port, user="tester", password_env="CONSOLE_PASSWORD")
     board = LinuxBoard("em1", (way,), python=sys.executable, store=str(tmp_path / "there"))
     session = await board.open(lease)
     assert (await do(session, accuracy, files))["logits"] is not None
     await session.close()
+
+
+async def test_wheels_are_not_sent_over_a_line_that_would_take_too_long(
+    uart: Join,
+    lease: Lease,
+    files: Any,
+    make_latency: MakeJob,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    wheel = tmp_path / "large.whl"
+    wheel.write_bytes(b"never sent")
+    site = Site("onnxruntime", "onnxruntime-1-0123456789ab", (wheel,), 40_000_000, ("0" * 64,))
+    monkeypatch.setattr(Wheels, "site", lambda *_: site)
+    monkeypatch.setenv("CONSOLE_PASSWORD", PASSWORD)
+    line = uart()
+    way = SerialWay(line.port, user="tester", password_env="CONSOLE_PASSWORD")
+    board = LinuxBoard("em1", (way,), store=str(tmp_path / "there"))
+    await (await board.open(lease)).close()
+    line.tell(rate=11_520)
+    session = await board.open(lease)
+    outcome = await session.run("job", make_latency(files.dense(), plan={"processes": 1}))
+    await session.close()
+    assert isinstance(outcome, Failed)
+    assert outcome.fault.owner == Owner.CONFIG
+    assert re.search(
+        r"carries \d+\.\d kB/s.*\(40 MB\) would take \d+ minutes", outcome.fault.message
+    )
+    assert "provision_via" in outcome.fault.hint
