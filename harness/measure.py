@@ -46,6 +46,7 @@ class MeasureRequest:
         threads, affinity: see `JobSpec`.
         batch: length of a first axis that counts examples and is open.
         axes: lengths of other open axes by name, or by "INPUT:POSITION".
+        energy: count events and model their energy as well; the board must have a meter.
         overrides: fields of `MeasurePlan` that replace those of the default for the board's clock.
     """
 
@@ -57,6 +58,7 @@ class MeasureRequest:
     affinity: tuple[int, ...] = ()
     batch: int = 1
     axes: Mapping[str, int] = field(default_factory=dict)
+    energy: bool = False
     overrides: Mapping[str, int | float] = field(default_factory=dict)
 
 
@@ -87,6 +89,10 @@ def measure_model(
     """
     progress = progress or NoProgress()
     lab.prepare()
+    if request.energy and lab.board(request.board).meter == "none":
+        raise UsageError(
+            f"board {request.board!r} has no meter", hint="leave --energy out, or take qemu-arm64"
+        )
     lab.board(request.board)
     candidate, name = resolve_model(lab, request.model)
     artifacts = _artifacts(candidate, request.role)
@@ -95,7 +101,7 @@ def measure_model(
         raise UsageError(f"candidate {name!r} has several artifacts", hint=f"role={roles}")
     axes = open_axes(artifacts, request.batch, request.axes)
     settings = Settings(
-        kinds=(JobKind.LATENCY,),
+        kinds=(JobKind.LATENCY, JobKind.ENERGY)[: 1 + request.energy],
         runtimes=() if request.runtime is None else (request.runtime,),
         threads=(request.threads,),
         affinity=request.affinity,
@@ -139,10 +145,18 @@ def measure_model(
             sink.last or f"board {request.board!r} gave nothing",
             hint=f"examine it with: flatsat board doctor {request.board}",
         )
+    energies = {row.job.artifact: row for row in rows if row.job.kind == JobKind.ENERGY}
     return tuple(
-        summarise(row, wanted[row.job.artifact], name, boards.get(row.board_id or ""), run_id)
+        summarise(
+            row,
+            wanted[row.job.artifact],
+            name,
+            boards.get(row.board_id or ""),
+            run_id,
+            energies.get(row.job.artifact),
+        )
         for row in rows
-        if row.job.artifact in wanted
+        if row.job.artifact in wanted and row.job.kind == JobKind.LATENCY
     )
 
 

@@ -69,6 +69,21 @@ class MemoryObject(_Object):
     model_file: int
 
 
+class EnergyObject(_Object):
+    """Joules of one inference, and what they rest on; "modelled" is never measured."""
+
+    class_: Literal["metered", "estimated", "modelled"] = Field(alias="class")
+    model: str
+    source: str
+    p50: float
+    min: float
+    max: float
+    n: int
+    instructions: int | None
+    memory_bytes: int | None
+    dram_bytes: int | None
+
+
 class AgreementObject(_Object):
     """Outputs on the board against the goldens."""
 
@@ -93,7 +108,7 @@ class OutcomeObject(_Object):
     threads: int
     latency_ns: LatencyObject | None
     memory_bytes: MemoryObject | None
-    energy_j: None
+    energy_j: EnergyObject | None
     agreement: AgreementObject | None
 
 

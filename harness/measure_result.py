@@ -63,6 +63,45 @@ class MemorySummary:
 
 
 @dataclass(frozen=True)
+class EnergySummary:
+    """Energy of one inference, and the counts that it rests on.
+
+    Attributes:
+        class_: "modelled" (counted events x joules per event), "metered" or "estimated".
+        model, source: whose joules per event.
+        p50_nj, min_nj, max_nj, n: over the counted inferences.
+        instructions, memory_bytes, dram_bytes: medians; bytes loaded and stored, and bytes that
+            the modelled caches moved to and from memory.
+    """
+
+    class_: str
+    model: str
+    source: str
+    p50_nj: int
+    min_nj: int
+    max_nj: int
+    n: int
+    instructions: int | None
+    memory_bytes: int | None
+    dram_bytes: int | None
+
+    def to_json(self) -> dict[str, object]:
+        """Return the object of the measure document, in joules."""
+        return {
+            "class": self.class_,
+            "model": self.model,
+            "source": self.source,
+            "p50": self.p50_nj / 1e9,
+            "min": self.min_nj / 1e9,
+            "max": self.max_nj / 1e9,
+            "n": self.n,
+            "instructions": self.instructions,
+            "memory_bytes": self.memory_bytes,
+            "dram_bytes": self.dram_bytes,
+        }
+
+
+@dataclass(frozen=True)
 class MeasureResult:
     """What became of one artifact on one board.
 
@@ -72,7 +111,7 @@ class MeasureResult:
         name: what people call the model.
         artifact: the model file.
         board: name; `board_id` and `board_kind` are None where it was never reached.
-        latency_ns, memory_bytes, agreement: None where there is no value.
+        latency_ns, memory_bytes, agreement, energy: None where there is no value.
         health: of the board, before and after each job.
         environment: facts of the board.
         runtime_version: "" where nothing ran.
@@ -94,6 +133,7 @@ class MeasureResult:
     latency_ns: LatencySummary | None
     memory_bytes: MemorySummary | None
     agreement: AgreementResult | None
+    energy: EnergySummary | None
     health: tuple[Health, ...] = field(repr=False)
     environment: Mapping[str, object] = field(repr=False)
     runtime_version: str
@@ -158,7 +198,7 @@ class MeasureResult:
                 "p99": _whole(latency.p99),
             },
             "memory_bytes": None if self.memory_bytes is None else asdict(self.memory_bytes),
-            "energy_j": None,
+            "energy_j": None if self.energy is None else self.energy.to_json(),
             "agreement": None if self.agreement is None else asdict(self.agreement),
         }
 
@@ -177,9 +217,14 @@ def exit_code(results: Sequence[MeasureResult]) -> int:
 
 
 def summarise(
-    row: OutcomeRow, artifact: Artifact, name: str, board: BoardRow | None, run_id: str
+    row: OutcomeRow,
+    artifact: Artifact,
+    name: str,
+    board: BoardRow | None,
+    run_id: str,
+    energy: OutcomeRow | None = None,
 ) -> MeasureResult:
-    """Return what one latency job says."""
+    """Return what one latency job says, and an energy job beside it."""
     outcome, spec = row.outcome, row.job.spec
     fault: Fault | None = None
     status: Literal["measured", "failed", "inconclusive"] = "measured"
@@ -208,12 +253,45 @@ def summarise(
         latency_ns=_latency(samples, outcome.evidence, tested=tested) if measured else None,
         memory_bytes=_memory(samples, artifact) if measured else None,
         agreement=outcome.agreement if isinstance(outcome, Measured) else None,
+        energy=_energy(energy),
         health=outcome.health,
         environment={**facts, **(environment if isinstance(environment, Mapping) else {})},
         runtime_version=str(runtime.get("version", "")) if isinstance(runtime, Mapping) else "",
         cores=_cores(facts),
         samples=samples,
         run_id=run_id,
+    )
+
+
+def _energy(row: OutcomeRow | None) -> EnergySummary | None:
+    """Return what an energy job says; None without one, or where it gave nothing."""
+    if row is None or not isinstance(row.outcome, Measured):
+        return None
+    taken = {s.quantity: s for s in row.outcome.samples if s.warm and s.values}
+    if "energy_nj" not in taken:
+        return None
+    told = row.outcome.evidence.get("energy")
+    told = told if isinstance(told, Mapping) else {}
+
+    def median(*quantities: str) -> int | None:
+        if not all(quantity in taken for quantity in quantities):
+            return None
+        rows = zip(*(taken[quantity].values for quantity in quantities), strict=True)
+        sums: list[int] = sorted(sum(values) for values in rows)
+        return sums[len(sums) // 2]
+
+    values = sorted(taken["energy_nj"].values)
+    return EnergySummary(
+        class_=taken["energy_nj"].kind,
+        model=str(told.get("model", "")),
+        source=str(told.get("source", "")),
+        p50_nj=values[len(values) // 2],
+        min_nj=values[0],
+        max_nj=values[-1],
+        n=len(values),
+        instructions=median("instructions"),
+        memory_bytes=median("load_bytes", "store_bytes"),
+        dram_bytes=median("dram_bytes"),
     )
 
 

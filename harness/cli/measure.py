@@ -82,6 +82,9 @@ def measure(
     deadline_s: Annotated[
         float | None, typer.Option(min=1.0, help="Time limit on one process.")
     ] = None,
+    energy: Annotated[
+        bool, typer.Option("--energy", help="Count events too, and model their energy.")
+    ] = False,
     as_json: JsonFlag = False,
 ) -> int:
     """Measure a model on a board: latency, memory, agreement with its goldens.
@@ -108,6 +111,7 @@ def measure(
         affinity=parse_cpus(affinity),
         batch=batch,
         axes=parse_axes(axis or []),
+        energy=energy,
         overrides={key: value for key, value in asked.items() if value is not None},
     )
     lab = open_lab(ctx, prepare=True)
@@ -231,6 +235,19 @@ def _facts(result: MeasureResult, latency: LatencySummary) -> list[tuple[str, ob
     if result.memory_bytes is not None:
         peak, method = result.memory_bytes.peak_rss, result.memory_bytes.method
         facts.append(("memory", f"{byte_count(peak)} peak resident ({method})"))
+    if result.energy is not None:
+        told = result.energy
+        facts.append(
+            ("energy", f"{told.p50_nj / 1e3:,.4g} uJ an inference, {told.class_} ({told.model})")
+        )
+        if told.instructions is not None and told.memory_bytes is not None:
+            facts.append(
+                (
+                    "events",
+                    f"{told.instructions:,} instructions, {byte_count(told.memory_bytes)} loaded "
+                    "and stored",
+                )
+            )
     agreement = result.agreement
     if agreement is None:
         facts.append(("agreement", "not checked: the model has no goldens"))

@@ -362,3 +362,9 @@ def test_a_result_that_is_changed_by_hand_stays_checked() -> None:
     assert good.latency_ns is not None
     with pytest.raises(ValidationError):
         document([replace(good, latency_ns=replace(good.latency_ns, mean=float("nan")))])
+
+
+def test_energy_is_refused_where_no_meter_is(flatsat: Flatsat, dense_file: Onnx) -> None:
+    said = flatsat("measure", str(dense_file()), "--energy")
+    assert said.code == 2
+    assert "'host' has no meter" in said.error
