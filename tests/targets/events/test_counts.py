@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from flatsat.canonical import sha256_file
 from flatsat.jobspec import VIRTUAL_PLAN, JobKind, JobSpec
 from flatsat.outcome import Failed, Measured
 from flatsat.targets.events import GEOMETRIES, EventLog, EventsSession, build_plugin
-from flatsat.targets.pool import LocalPool
 from flatsat.targets.qemu_run import Plugin
 from flatsat.targets.ssh import SshLink
 
@@ -184,16 +184,14 @@ def test_another_program_inside_a_window_is_told_apart(counted: Metered) -> None
 
 
 async def test_an_energy_job_counts_inferences_and_models_their_energy(
-    qemu_board: QemuBoard, tmp_path: Path, dense_onnx: Path
+    booted_board: Any, tmp_path: Path, dense_onnx: Path
 ) -> None:
-    from flatsat.canonical import sha256_file
-
-    board = replace(qemu_board, meter="events")
+    board = replace(booted_board.board, meter="events")
     crash = tmp_path / "crash.json"
     crash.write_text('{"fault": "segfault", "after": 2}')
     sha256 = sha256_file(dense_onnx)
     spec = JobSpec(JobKind.ENERGY, sha256, "onnx", board.name, plan=VIRTUAL_PLAN)
-    with LocalPool(tmp_path).acquire(board.name, 60.0) as lease:
+    with booted_board.lease() as lease:
         session = await board.open(lease)
         assert isinstance(session, EventsSession)
         try:
@@ -232,14 +230,12 @@ async def test_an_energy_job_counts_inferences_and_models_their_energy(
 
 
 async def test_without_its_meter_a_board_refuses_energy_jobs(
-    qemu_board: QemuBoard, tmp_path: Path, dense_onnx: Path
+    booted_board: Any, dense_onnx: Path
 ) -> None:
-    from flatsat.canonical import sha256_file
-
     sha256 = sha256_file(dense_onnx)
-    spec = JobSpec(JobKind.ENERGY, sha256, "onnx", qemu_board.name, plan=VIRTUAL_PLAN)
-    with LocalPool(tmp_path).acquire(qemu_board.name, 60.0) as lease:
-        session = await qemu_board.open(lease)
+    spec = JobSpec(JobKind.ENERGY, sha256, "onnx", booted_board.board.name, plan=VIRTUAL_PLAN)
+    with booted_board.lease() as lease:
+        session = await booted_board.board.open(lease)
         try:
             await session.put(sha256, dense_onnx)
             outcome = await session.run("e", spec)
