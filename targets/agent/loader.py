@@ -14,6 +14,8 @@ This source is sent packed, without comments and annotations, to a program of a 
 typed into the shell.
 """
 
+from __future__ import annotations
+
 import base64
 import binascii
 import errno
