@@ -42,6 +42,7 @@ CPUS = ("cortex-a53", "cortex-a72", "cortex-a76")
 """Cores that were tried: of a Raspberry Pi 3, 4 and 5; the last has dot products of int8."""
 
 _GRACE_S = 120.0
+_KEEPALIVE_S = 10.0
 _WARM_S = 300.0
 _MODULES = {
     "onnxruntime": "onnxruntime",
@@ -285,7 +286,6 @@ class QemuBoard:
         )
 
     def _ssh(self, image: Image, ssh_port: int, agent: Path) -> SshLink:
-        # No sign of life is sent while a job runs: QEMU's end is seen at once without.
         return SshLink(
             "127.0.0.1",
             ssh_port,
@@ -296,7 +296,7 @@ class QemuBoard:
             store=image.store,
             agent=agent,
             sites=image.sites,
-            keepalive_s=None,
+            keepalive_s=_KEEPALIVE_S,
         )
 
     def _facts(self, image: Image) -> Mapping[str, object]:
@@ -378,11 +378,22 @@ class QemuSession:
             raise await self._explained(error) from error
 
     async def run(self, job_id: str, spec: JobSpec, *, meter: str = "") -> Outcome:
-        """Do a job. Raises as `Session.run`."""
+        """Do a job. Raises as `Session.run`.
+
+        No sign of life is asked for meanwhile, since the answer would count. That QEMU has ended
+        is seen all the same; that the board in it hangs, by the job's deadline.
+        """
+        self._ask_for_life(None)
         try:
             return await self.inner.run(job_id, spec, meter=meter)
         except LinkDown as error:
             raise await self._explained(error) from error
+        finally:
+            self._ask_for_life(_KEEPALIVE_S)
+
+    def _ask_for_life(self, every_s: float | None) -> None:
+        if isinstance(self.inner.link, SshLink):
+            self.inner.link.set_keepalive(every_s)
 
     async def _explained(self, error: LinkDown) -> LinkDown:
         """Say so where QEMU is what ended."""

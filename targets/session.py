@@ -75,6 +75,11 @@ class AgentSession:
         self.health = Health("open")
         self.welcome: Mapping[str, Any] = {}
 
+    @property
+    def link(self) -> Link:
+        """What carries its bytes."""
+        return self._link
+
     # Opening and closing.
 
     async def greet(

@@ -128,8 +128,8 @@ class SshShell:
     def set_keepalive(self, keepalive_s: float | None) -> None:
         """Change how often a silent server is asked for a sign of life; None stops asking."""
         self._keepalive_s = keepalive_s
-        if self._connection is not None:
-            self._connection.set_keepalive(keepalive_s or 0)
+        if not self.broken:
+            self.connection.set_keepalive(keepalive_s or 0)
 
     async def close(self) -> None:
         """Cut the connection; never raises."""
