@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 _LONG_PIECE = 200
 _SHORT_PIECE = 32
 _GROUP = 8
+_INSIST = 50
 _LOGIN_TRIALS = 3
 _NOISY_LOGIN_TRIALS = 8
 _LOGIN_S = 12.0
@@ -152,10 +153,17 @@ class SerialShell:
         """
         assert text.isprintable(), text
         assert not set(text) & set("'\\"), text
-        size = _SHORT_PIECE if self.noisy else _LONG_PIECE
-        pieces = [text[at : at + size] for at in range(0, len(text), size)]
-        for i, piece in enumerate(pieces):
+        pieces: list[str] = []
+        while (at := len("".join(pieces))) < len(text):
+            if not self.noisy:
+                # Long pieces only as long as nothing goes wrong.
+                long, i = text[at : at + _LONG_PIECE], len(pieces)
+                if await self._does(f"q{i}='{long}';echo \"$m<$q{i}>\"", long, end):
+                    pieces.append(long)
+                    continue
+            piece, i = text[at : at + _SHORT_PIECE], len(pieces)
             await self._insist(f"q{i}='{piece}';echo \"$m<$q{i}>\"", piece, end)
+            pieces.append(piece)
         # Joined in two steps, so that no line gets long; lengths show whether it went well.
         groups = range(0, len(pieces), _GROUP)
         for group, first in enumerate(groups):
@@ -188,14 +196,20 @@ class SerialShell:
         await self._type(command.encode() + b"\n", end)
 
     async def _insist(self, command: str, expected: str, end: float) -> None:
-        for _ in range(50):
-            if await self._answer(command, end) == expected:
+        for _ in range(_INSIST):
+            if await self._does(command, expected, end):
                 return
-            self._check_shell()
         raise LinkDown(
             f"{self._port.name}: the shell does not do what it is told",
             hint="it must be a POSIX shell: bash, dash or busybox ash",
         )
+
+    async def _does(self, command: str, expected: str, end: float) -> bool:
+        if await self._answer(command, end) == expected:
+            return True
+        self._check_shell()
+        self.noisy = True
+        return False
 
     def _check_shell(self) -> None:
         if self._question:
