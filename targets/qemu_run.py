@@ -145,6 +145,8 @@ class Machine:
         machine = cls(image, hardware, emulator, console=console, plugin=plugin, ports=ports)
         chosen = disk or Disk(image.disk)
         try:
+            if chosen.memory is not None and not chosen.base.is_file():
+                raise BadState("the board's saved state is gone")
             await asyncio.to_thread(machine._make_disk, chosen.base)
             await machine._power_on(chosen.memory, time.monotonic() + deadline_s)
         except BaseException:
@@ -336,7 +338,10 @@ class Machine:
             argv += ["-mon", "chardev=q0,mode=control"]
             argv += self._plugin_arguments()
             if memory is not None:
-                saved = opened.enter_context(memory.open("rb"))
+                try:
+                    saved = opened.enter_context(memory.open("rb"))
+                except OSError as error:
+                    raise BadState(f"can't read {memory}: {error.strerror}") from error
                 passed.append(saved.fileno())
                 argv += ["-incoming", f"fd:{saved.fileno()}"]
             log = self.run_dir / "qemu.log"

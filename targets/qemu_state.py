@@ -53,7 +53,7 @@ class Warm:
     run: Callable[[Machine], Awaitable[None]]
 
 
-FORMAT = 4
+FORMAT = 5
 """Counted up when a state comes to hold something else, such as more that was warmed up."""
 
 _ABOUT = "state.json"
@@ -62,6 +62,7 @@ _DISK = "disk.qcow2"
 _PART = ".part-"
 _PART_S = 24 * 3600.0
 _UNUSED_S = 30 * 24 * 3600.0
+_REPLACED_S = 2 * 3600.0
 _STEPS = 4
 _LOOK_S = 0.1
 _BLOCK = 1 << 20
@@ -88,7 +89,7 @@ class SavedState:
         return Disk(self.disk, self.memory)
 
 
-def state_key(image: Image, hardware: Hardware, emulator: Emulator) -> str:
+def machine_key(image: Image, hardware: Hardware, emulator: Emulator) -> str:
     """Return the hash of all that a saved state must agree with for QEMU to start from it."""
     files = (image.kernel, image.initrd, image.disk)
     return sha256_json(
@@ -110,13 +111,11 @@ def find_state(
 
     Its bytes are checked too: QEMU would start from a damaged memory without a word.
     """
-    key = state_key(image, hardware, emulator)
+    key = sha256_json([machine_key(image, hardware, emulator), warm.key])
     folder = image.folder / "states" / key[:16]
     try:
         about = json.loads((folder / _ABOUT).read_text())
-        if (about["key"], about["warm"]) != (key, warm.key):
-            return None
-        if _checksum(folder / _MEMORY) != about["memory"]:
+        if about["key"] != key or _checksum(folder / _MEMORY) != about["memory"]:
             return None
         if (folder / _DISK).stat().st_size != about["disk_bytes"]:
             return None
@@ -167,18 +166,19 @@ async def _make(
     folder: Path,
     progress: Progress,
 ) -> SavedState:
-    key = state_key(image, hardware, emulator)
+    machine = machine_key(image, hardware, emulator)
+    key = sha256_json([machine, warm.key])
     async with _only_maker(folder / f"{key[:16]}.lock", progress):
         found = await asyncio.to_thread(find_state, image, hardware, emulator, warm)
         if found is not None:
             return found
-        _sweep(folder)
+        _sweep(folder, machine)
         part = Path(tempfile.mkdtemp(dir=folder, prefix=_PART))
         try:
             await _save(image, hardware, emulator, warm, part, progress)
             about = {
                 "key": key,
-                "warm": warm.key,
+                "machine": machine,
                 "memory": await asyncio.to_thread(_checksum, part / _MEMORY),
                 "disk_bytes": (part / _DISK).stat().st_size,
             }
@@ -265,13 +265,21 @@ async def start_machine(
     return machine
 
 
-def _sweep(folder: Path) -> None:
-    """Drop what a killed maker left, and states that nothing was started from for a month."""
-    for found in [*folder.glob(f"{_PART}*"), *folder.glob(f"*/{_ABOUT}")]:
+def _sweep(folder: Path, machine: str) -> None:
+    """Drop what a killed maker left, and states that nothing was started from for long.
+
+    That is a month; of the machine that is made anew, because of another agent, it is hours.
+    """
+    now = time.time()
+    for part in folder.glob(f"{_PART}*"):
         with contextlib.suppress(OSError):
-            unfinished = found.name.startswith(_PART)
-            if time.time() - found.stat().st_mtime > (_PART_S if unfinished else _UNUSED_S):
-                shutil.rmtree(found if unfinished else found.parent, ignore_errors=True)
+            if now - part.stat().st_mtime > _PART_S:
+                shutil.rmtree(part, ignore_errors=True)
+    for about in folder.glob(f"*/{_ABOUT}"):
+        with contextlib.suppress(OSError, ValueError):
+            same = json.loads(about.read_text()).get("machine") == machine
+            if now - about.stat().st_mtime > (_REPLACED_S if same else _UNUSED_S):
+                shutil.rmtree(about.parent, ignore_errors=True)
 
 
 def discard_state(state: SavedState) -> None:

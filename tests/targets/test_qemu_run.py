@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import random
 import shutil
@@ -11,6 +12,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -27,9 +29,9 @@ from flatsat.targets.qemu_state import (
     Warm,
     discard_state,
     find_state,
+    machine_key,
     make_state,
     start_machine,
-    state_key,
 )
 from flatsat.targets.qmp import QmpError
 from flatsat.targets.ssh import SshLink
@@ -106,17 +108,17 @@ def test_a_state_fits_one_hardware_one_emulator_and_one_image(tmp_path: Path) ->
     )
     emulator = Emulator("qemu", "qemu-img", "7.2.22")
     keys = {
-        state_key(image, Hardware(), emulator),
-        state_key(image, Hardware(cpu="cortex-a76"), emulator),
-        state_key(image, Hardware(memory_mb=256), emulator),
-        state_key(image, Hardware(shift=2), emulator),
-        state_key(image, Hardware(clock=TimeKind.WALL), emulator),
-        state_key(image, Hardware(), replace(emulator, version="7.2.23")),
-        state_key(replace(image, key="other"), Hardware(), emulator),
-        state_key(replace(image, host_key="other"), Hardware(), emulator),
+        machine_key(image, Hardware(), emulator),
+        machine_key(image, Hardware(cpu="cortex-a76"), emulator),
+        machine_key(image, Hardware(memory_mb=256), emulator),
+        machine_key(image, Hardware(shift=2), emulator),
+        machine_key(image, Hardware(clock=TimeKind.WALL), emulator),
+        machine_key(image, Hardware(), replace(emulator, version="7.2.23")),
+        machine_key(replace(image, key="other"), Hardware(), emulator),
+        machine_key(replace(image, host_key="other"), Hardware(), emulator),
     }
     assert len(keys) == 8
-    assert state_key(image, Hardware(), replace(emulator, program="/other/qemu")) in keys
+    assert machine_key(image, Hardware(), replace(emulator, program="/other/qemu")) in keys
     assert "hostfwd=tcp:127.0.0.1:0-:22" in " ".join(command_line(Hardware()))
 
 
@@ -292,6 +294,15 @@ async def test_a_damaged_state_is_seen_and_a_refused_one_made_again(
         stream.write(b"damage")
     assert find_state(image, hardware, emulator, same) is None
     assert find_state(image, replace(hardware, memory_mb=640), emulator, same) is None
+    key = machine_key(image, hardware, emulator)
+    ages_h = {"mine-1h": 1, "mine-3h": 3, "other-3h": 3, "other-40d": 960, ".part-1h": 1}
+    for name, age_h in {**ages_h, ".part-2d": 48}.items():
+        left = folder / "states" / name
+        left.mkdir()
+        listed = left / "state.json"
+        listed.write_text(json.dumps({"machine": key if name.startswith("mine") else "other"}))
+        for path in (listed, left):
+            os.utime(path, (time.time() - 3600 * age_h,) * 2)
     warmed: list[Machine] = []
 
     async def run(machine: Machine) -> None:
@@ -316,7 +327,10 @@ async def test_a_damaged_state_is_seen_and_a_refused_one_made_again(
     assert len(warmed) == 2
     discard_state(state)
     assert find_state(image, hardware, emulator, warm) is None
-    assert not list((folder / "states").glob("*.old*"))
+    with pytest.raises(BadState, match="gone"):
+        await Machine.start(image, hardware, emulator, disk=state.as_disk)
+    left_over = {path.name for path in (folder / "states").iterdir() if path.is_dir()}
+    assert left_over == {"mine-1h", "other-3h", ".part-1h", place.name}
 
 
 @qemu
