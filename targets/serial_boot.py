@@ -52,11 +52,9 @@ _TYPED = 'import zlib,base64;exec(zlib.decompress(base64.b64decode("{}")))'
 # the line may lose it.
 _RUN = '"$y" -S -s -c "$c";z=$?;stty sane 2>/dev/null;for i in 1 2 3;do echo;echo "$m<end:$z>";done'
 _NOT_FOUND = (126, 127)
-_CLEAN_LINE = 512
-_NOISY_LINE = 48
-_CLEAN_UNITS = 16
-_NOISY_UNITS = 1
-_LEAST_PACE_S = 0.2
+_LINE = 96
+_UNITS = 16
+_LEAST_PACE_S = 0.15
 _FIRST_PACE_S = 0.7
 _MOST_PACE_S = 4.0
 _SILENCE_S = 12.0
@@ -132,9 +130,12 @@ class Boot:
             "size": len(self._packed),
             "arguments": [*arguments, "--arq", str(nonce)],
         }
-        self._second = self._pieces_of(_loader(orders), _NOISY_LINE if shell.noisy else _CLEAN_LINE)
-        self._units = _NOISY_UNITS if shell.noisy else _CLEAN_UNITS
+        self._second = _lines(_loader(orders))
+        self._units = 1 if shell.noisy else _UNITS
+        self._first = -1
         self._pace_s = _FIRST_PACE_S
+        self._rtt_s = 0.0
+        self._silent = 0
         self._heard = b""
 
     async def start(self, end: float) -> bool:
@@ -162,11 +163,17 @@ class Boot:
     async def _load(self, end: float) -> str:
         """Bring the loader and the agent over; return "have", or "end" if that ended."""
         patience = time.monotonic() + _SILENCE_S
+        started = False
         await self._write(b"", end)
         while time.monotonic() < patience:
             said = await self._status(end)
             if said is None:
+                # Maybe the command did not arrive. A program that is on its way takes it for noise.
+                self._silent += 1
+                if not started and self._silent % 3 == 0:
+                    await self._shell.run('\neval "$u"', end)
                 continue
+            started = True
             patience = time.monotonic() + _SILENCE_S
             kind, _, rest = said.partition(" ")
             if kind == "end":
@@ -224,7 +231,8 @@ class Boot:
             said = self._understood()
             if said is not None:
                 took_s = time.monotonic() - begun_s
-                self._pace_s = max(_LEAST_PACE_S, (self._pace_s + 4 * took_s) / 2)
+                self._rtt_s = max(took_s, 0.7 * self._rtt_s)
+                self._pace_s = max(_LEAST_PACE_S, 4 * self._rtt_s)
                 return said
         self._pace_s = min(_MOST_PACE_S, self._pace_s * 1.5)
         await self._write(b"", end)
@@ -279,12 +287,12 @@ class Boot:
             raise self._failed("the agent does not start in time")
         return left_s
 
-    def _pieces_of(self, text: bytes, size: int) -> list[bytes]:
-        pieces = [text[at : at + size] for at in range(0, len(text), size)]
-        return [_line(b"%d" % number, piece) for number, piece in enumerate(pieces)]
-
     def _missing(self, first: int, bits: str) -> bytes:
         """Return lines for those of the units from `first` on that the board lacks."""
+        if first == self._first:
+            # What was sent last did not arrive: shorter lines have a better chance.
+            self._units = max(1, self._units // 2)
+        self._first = first
         shown = bin(int(bits, 16))[3:]
         lines = []
         for run in re.finditer("0+", shown):
@@ -295,8 +303,13 @@ class Boot:
         return b"".join(lines)
 
 
-def _line(number: bytes, text: bytes) -> bytes:
-    return b"%s %x %s\n" % (number, zlib.crc32(number + text), text)
+def _lines(text: bytes) -> list[bytes]:
+    """Return a text in lines for the typed program, short ones that a bad line carries, too."""
+    lines = []
+    for at in range(0, len(text), _LINE):
+        number, piece = b"%d" % (at // _LINE), text[at : at + _LINE]
+        lines.append(b"%s %x %s\n" % (number, zlib.crc32(number + piece), piece))
+    return lines
 
 
 def _checked(rest: bytes) -> bytes:

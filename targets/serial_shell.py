@@ -27,7 +27,7 @@ _LOGIN_TRIALS = 3
 _NOISY_LOGIN_TRIALS = 8
 _LOGIN_S = 12.0
 _QUIET_S = 0.3
-_LEAST_PACE_S = 0.25
+_LEAST_PACE_S = 0.15
 _FIRST_PACE_S = 1.5
 _MOST_PACE_S = 4.0
 _KEPT_CHARS = 1 << 16
@@ -66,6 +66,7 @@ class SerialShell:
         self._password = password
         self._trials = 0
         self._pace_s = _FIRST_PACE_S
+        self._rtt_s = 0.0
         self._heard = ""
         self._question = ""
 
@@ -227,7 +228,8 @@ class SerialShell:
             found = pattern.search(text)
             if found:
                 took_s = time.monotonic() - begun_s
-                self._pace_s = max(_LEAST_PACE_S, (self._pace_s + 4 * took_s) / 2)
+                self._rtt_s = max(took_s, 0.7 * self._rtt_s)
+                self._pace_s = max(_LEAST_PACE_S, 4 * self._rtt_s)
                 self._question = ""
                 return found[1]
         self._question = _asked(text)
