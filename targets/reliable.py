@@ -169,7 +169,8 @@ class ReliableLink:
     async def measure(self, deadline_s: float) -> float:
         """Find out how many bytes a second the line carries to the board, and return that.
 
-        Only between two messages: what is sent for this is noise to the board, of 4 KiB or, on a fast line, 36.
+        Only between two messages: what is sent for this is noise to the board, of 4 KiB, and of
+        32 more on a fast line.
 
         Raises:
             LinkDown: the link is gone, or the board does not answer.
