@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import shutil
 import signal
 import sys
 import tempfile
@@ -16,6 +17,7 @@ from flatsat.canonical import sha256_file
 from flatsat.jobspec import JobKind, JobSpec, MeasurePlan
 from flatsat.outcome import Measured
 from flatsat.targets.pool import LocalPool
+from flatsat.targets.qemu_image import find_image
 
 if TYPE_CHECKING:
     from flatsat.targets.board import Board, Session
@@ -50,6 +52,23 @@ async def latencies_ns(
     if not isinstance(outcome, Measured):
         raise SystemExit(f"{path.name} was not measured: {outcome}")
     return [list(s.values) for s in outcome.samples if s.quantity == "latency_ns" and s.warm]
+
+
+def copy_of_image(cache: Path) -> Path:
+    """Copy the image without its saved states; return the cache folder to find it in."""
+    image = find_image()
+    assert image is not None
+    boards = image.folder.parent
+
+    def states(folder: str, names: list[str]) -> set[str]:
+        return (
+            {"states", "downloads"} & set(names)
+            if Path(folder) != boards
+            else {name for name in names if name not in (image.folder.name, "current.json")}
+        )
+
+    shutil.copytree(boards, cache / boards.relative_to(boards.parents[1]), ignore=states)
+    return cache
 
 
 @contextlib.contextmanager

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
-import shutil
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +23,6 @@ import results
 from flatsat.jobspec import VIRTUAL_PLAN, MeasurePlan
 from flatsat.targets.host import HostBoard
 from flatsat.targets.qemu import QemuBoard
-from flatsat.targets.qemu_image import find_image
 
 if TYPE_CHECKING:
     from flatsat.targets.board import Board
@@ -62,7 +60,7 @@ async def measure(folder: Path, arguments: argparse.Namespace) -> None:
         for number in range(arguments.boots):
             on_board.say(f"cold boot {number + 1} of {arguments.boots}, virtual clock")
             with tempfile.TemporaryDirectory() as cache:
-                fresh = QemuBoard(cache_dir=copy_of_image(Path(cache)))
+                fresh = QemuBoard(cache_dir=on_board.copy_of_image(Path(cache)))
                 await fresh.prepare()
                 medians["virtual, a cold boot each"] += await one_boot(fresh, network, 1)
         on_board.say("the emulator's real clock")
@@ -109,23 +107,6 @@ async def one_boot(
             (values,) = await on_board.latencies_ns(session, network, plan, f"job-{number}")
             found.append(float(median(values)))
     return found
-
-
-def copy_of_image(cache: Path) -> Path:
-    """Copy the image without its saved states; return the cache folder to find it in."""
-    image = find_image()
-    assert image is not None
-    boards = image.folder.parent
-
-    def states(folder: str, names: list[str]) -> set[str]:
-        return (
-            {"states", "downloads"} & set(names)
-            if Path(folder) != boards
-            else {name for name in names if name not in (image.folder.name, "current.json")}
-        )
-
-    shutil.copytree(boards, cache / boards.relative_to(boards.parents[1]), ignore=states)
-    return cache
 
 
 if __name__ == "__main__":
