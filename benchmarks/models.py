@@ -39,6 +39,28 @@ def convolutions(path: Path, *, layers: int, channels: int, size: int, seed: int
     return _save(path, nodes, weights, [1, 3, size, size], name, shape)
 
 
+def separable(path: Path, *, layers: int, channels: int, size: int, seed: int = 0) -> Path:
+    """Write a chain of depthwise 3x3 and pointwise convolutions with ReLU; one size throughout."""
+    draw = np.random.default_rng(seed)
+    nodes, weights, name, fan_in = [], [], "x", 3
+    for index in range(layers):
+        depth = draw.standard_normal((fan_in, 1, 3, 3)) / 3
+        point = draw.standard_normal((channels, fan_in, 1, 1)) / np.sqrt(fan_in)
+        weights.append(numpy_helper.from_array(depth.astype(np.float32), f"d{index}"))
+        weights.append(numpy_helper.from_array(point.astype(np.float32), f"p{index}"))
+        nodes += [
+            helper.make_node(
+                "Conv", [name, f"d{index}"], [f"a{index}"], pads=[1] * 4, group=fan_in
+            ),
+            helper.make_node("Relu", [f"a{index}"], [f"b{index}"]),
+            helper.make_node("Conv", [f"b{index}", f"p{index}"], [f"c{index}"]),
+            helper.make_node("Relu", [f"c{index}"], [f"r{index}"]),
+        ]
+        name, fan_in = f"r{index}", channels
+    shape = [1, channels, size, size]
+    return _save(path, nodes, weights, [1, 3, size, size], name, shape)
+
+
 def _save(
     path: Path,
     nodes: list[onnx.NodeProto],
