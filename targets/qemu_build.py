@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -60,6 +60,16 @@ def recipe_hash() -> str:
     return sha256_json(_recipe())
 
 
+def image_key(packages: Sequence[Package], sites: Mapping[str, Site]) -> str:
+    """Return the hash of all that an image is made of, wherever its parts lie on this machine."""
+    ingredients = {
+        "recipe": _recipe(),
+        "packages": sorted([one.name, one.version, one.sha256] for one in packages),
+        "sites": {runtime: [site.name, sorted(site.sha256)] for runtime, site in sites.items()},
+    }
+    return sha256_json(ingredients)
+
+
 def make_plan(downloads: Path, cache_dir: Path | None, progress: Progress) -> Plan:
     """Bring packages and wheels here and say what the image will be.
 
@@ -84,13 +94,8 @@ def make_plan(downloads: Path, cache_dir: Path | None, progress: Progress) -> Pl
         runtime: site_for(runtime, INTERPRETER, cache_dir=cache_dir, progress=progress)
         for runtime in RUNTIMES
     }
-    ingredients = {
-        "recipe": _recipe(),
-        "packages": [[package.name, package.version, package.sha256] for package in found],
-        "sites": {runtime: [site.name, sorted(site.sha256)] for runtime, site in sites.items()},
-    }
     return Plan(
-        sha256_json(ingredients),
+        image_key(found, sites),
         tuple(package for package in found if package.name != kernel),
         next(package for package in found if package.name == kernel),
         sites,
@@ -144,20 +149,7 @@ def make_image(plan: Plan, debs: Path, folder: Path, progress: Progress) -> dict
         progress.log("no Python 3.11 on this machine: the board's first imports will be slow")
     rootfs.even_out(root, folders)
     step()
-    rootfs.unpack_parts(
-        debs / plan.kernel.file,
-        work,
-        "--wildcards",
-        "./boot/*",
-        "*/virtio/*.ko",
-        "*/virtio*.ko",
-        "*/*failover.ko",
-    )
-    kernel = next(work.glob("boot/vmlinuz-*"))
-    kernel.replace(folder / "Image")
-    modules = {normal(path.name): path.read_bytes() for path in work.rglob("*.ko")}
-    busybox = (root / "usr/bin/busybox").read_bytes()
-    (folder / "initrd.gz").write_bytes(initramfs(busybox, modules))
+    _pack_kernel(debs / plan.kernel.file, root / "usr/bin/busybox", work, folder)
     step()
     rootfs.make_disk(root, folder / "rootfs.qcow2", plan.key)
     (folder / "user_key").touch(mode=0o600)
@@ -178,6 +170,15 @@ def make_image(plan: Plan, debs: Path, folder: Path, progress: Progress) -> dict
         "store": STORE,
         "packages": {package.name: package.version for package in (*plan.packages, plan.kernel)},
     }
+
+
+def _pack_kernel(deb: Path, busybox: Path, work: Path, folder: Path) -> None:
+    """Write the kernel and its first file system into `folder`; `work` is left to throw away."""
+    modules = ("*/virtio/*.ko", "*/virtio*.ko", "*/*failover.ko")
+    rootfs.unpack_parts(deb, work, "--wildcards", "./boot/vmlinuz-*", *modules)
+    next(work.glob("boot/vmlinuz-*")).replace(folder / "Image")
+    files = {normal(path.name): path.read_bytes() for path in work.rglob("*.ko")}
+    (folder / "initrd.gz").write_bytes(initramfs(busybox.read_bytes(), files))
 
 
 def _recipe() -> dict[str, object]:

@@ -82,7 +82,12 @@ class Apt:
 
     def kernel(self, meta: str) -> str:
         """Return the package that the meta-package `meta` stands for now."""
-        text = self._run("apt-cache", "depends", "--important", meta)
+        try:
+            text = self._run("apt-cache", "depends", "--important", meta)
+        except MissingTools:
+            raise
+        except InfrastructureError as error:
+            raise InfrastructureError(f"apt offers no arm64 package {meta}", hint=_HINT) from error
         if found := re.search(r"Depends: (linux-image-\S+)", text):
             return found[1]
         raise InfrastructureError(f"apt: {meta} names no kernel", hint=_HINT)
@@ -114,7 +119,7 @@ class Apt:
             part = Path(name)
             self._download(wanted, part, total, progress)
             for package in wanted:
-                if not _whole(part / package.file, package, deep=True):
+                if not _whole(part / package.file, package):
                     raise InfrastructureError(
                         f"apt: {package.file} isn't what the signed lists promise", hint=_HINT
                     )
@@ -176,9 +181,9 @@ def drop_others(packages: Sequence[Package], folder: Path) -> None:
             entry.unlink(missing_ok=True)
 
 
-def _whole(path: Path, package: Package, *, deep: bool = False) -> bool:
+def _whole(path: Path, package: Package) -> bool:
     try:
-        size = path.stat().st_size
+        size_bytes = path.stat().st_size
+        return size_bytes == package.size_bytes and sha256_file(path) == package.sha256
     except OSError:
         return False
-    return size == package.size_bytes and (not deep or sha256_file(path) == package.sha256)

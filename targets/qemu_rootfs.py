@@ -37,6 +37,7 @@ _INODE_SIZE_BYTES = 256
 _BLOCK_BYTES = 4096
 _SHARED_BYTES = 16 << 10
 _DEADLINE_S = 600.0
+_NO_COMPLAINT = ("debugfs 1.", 'debugfs: sif "')
 _DATED = MappingProxyType({"E2FSPROGS_FAKE_TIME": str(MTIME_S)})
 
 
@@ -61,7 +62,11 @@ def unpack(debs: Sequence[Path], root: Path) -> None:
 
 
 def unpack_parts(deb: Path, folder: Path, *options: str) -> None:
-    """Unpack a package's files into `folder` as tar's further options say."""
+    """Unpack a package's files into `folder` as tar's further options say.
+
+    Raises:
+        InfrastructureError: the package is damaged, or the disk is full.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     with subprocess.Popen(
         ["dpkg-deb", "--fsys-tarfile", deb],
@@ -69,9 +74,12 @@ def unpack_parts(deb: Path, folder: Path, *options: str) -> None:
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
     ) as reader:
-        run("tar", "-xp", "--no-same-owner", "-C", str(folder), *options, stdin=reader.stdout)
+        try:
+            run("tar", "-xp", "--no-same-owner", "-C", str(folder), *options, stdin=reader.stdout)
+        except InfrastructureError as error:
+            raise InfrastructureError(f"can't unpack {deb.name}: {error.message}") from error
     if reader.returncode:
-        raise InfrastructureError(f"{deb.name}: dpkg-deb can't read it", hint="build with refresh")
+        raise InfrastructureError(f"can't unpack {deb.name}: dpkg-deb finds it damaged")
 
 
 def furnish(root: Path, secrets: Iterable[tuple[str, int, str]]) -> None:
@@ -189,9 +197,10 @@ def _own_all(raw: Path, paths: Sequence[str]) -> None:
         "".join(f'sif "{_quoted(path)}" {what} 0\n' for path in paths for what in ("uid", "gid"))
     )
     said = run("debugfs", "-w", "-f", str(commands), str(raw), more=_DATED, complaints=True)
-    # Its exit code is 0 whatever happens; after each command that it repeats it says nothing.
-    if failed := [line for line in said.splitlines() if not line.startswith("debugfs")]:
-        raise InfrastructureError(f"debugfs: {failed[0]}")
+    # Its exit code is 0 whatever happens; all is well if it says its version, repeats the
+    # commands, and says nothing else.
+    if failed := [line for line in said.splitlines() if not line.startswith(_NO_COMPLAINT)]:
+        raise InfrastructureError(f"debugfs can't set owners: {failed[0]}")
     commands.unlink()
 
 

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
+import json
 import os
+import shutil
 import signal
+import socket
 import stat
 import subprocess
 import sys
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from filelock import FileLock
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -20,7 +27,7 @@ from flatsat.progress import NoProgress
 from flatsat.targets.qemu_elf import needed
 from flatsat.targets.qemu_image import Image, build_image, find_image
 from flatsat.targets.qemu_initramfs import Entry, load_order, newc
-from flatsat.targets.qemu_tools import MissingTools, environment, run
+from flatsat.targets.qemu_tools import MissingTools, run
 
 if TYPE_CHECKING:
     from flatsat.targets.qemu import QemuBoard
@@ -32,14 +39,16 @@ class Told(NoProgress):
     def __init__(self) -> None:
         self.lines: list[str] = []
 
+    def update(self, task: str, done: float, total: float, note: str = "") -> None:
+        del done, total
+        self.lines.append(f"{task} {note}")
+
     def log(self, message: str) -> None:
         self.lines.append(message)
 
 
 def without_tools(monkeypatch: pytest.MonkeyPatch, *missing: str) -> None:
     """Let the search for programs find none of these."""
-    import shutil
-
     real = shutil.which
     monkeypatch.setattr(
         shutil, "which", lambda name, **more: None if name in missing else real(name, **more)
@@ -87,8 +96,6 @@ def test_the_archive_is_one_that_cpio_reads(tmp_path: Path) -> None:
 
 
 def _is_there(tool: str) -> bool:
-    import shutil
-
     return shutil.which(tool) is not None
 
 
@@ -179,14 +186,14 @@ def test_secrets_are_for_their_owner_only(board_image: Image) -> None:
 
 @pytest_qemu
 def test_a_second_call_needs_no_tool_and_no_network(
-    board_image: Image, monkeypatch: pytest.MonkeyPatch
+    board_image: Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     without_tools(monkeypatch, "apt-get", "apt-cache", "dpkg-deb", "mke2fs", "debugfs")
-    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(socket, "socket", None)
     told = Told()
-    again = build_image(progress=told)
-    assert again == board_image
-    assert not any("fetch" in line for line in told.lines)
+    assert build_image(progress=told) == board_image
+    assert told.lines == []
 
 
 @pytest_qemu
@@ -208,32 +215,113 @@ def test_a_damaged_image_is_not_taken_for_one(board_image: Image, tmp_path: Path
     assert find_image(tmp_path) is None
 
 
+class Builder:
+    """Another process that builds into a cache of its own and tells how far it is."""
+
+    CODE = """
+from flatsat.targets.qemu_image import build_image
+class Told:
+    def update(self, task, done, total, note=""):
+        print(f"{task}: {note}", flush=True)
+    def log(self, message):
+        print(message, flush=True)
+print("key", build_image(progress=Told()).key, flush=True)
+"""
+
+    def __init__(self, cache_dir: Path) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", self.CODE],
+            env={**os.environ, "FLATSAT_CACHE": str(cache_dir)},
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    def wait_for(self, words: str) -> str:
+        """Return the first line that has these words in it."""
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            if words in line:
+                return line.strip()
+        raise AssertionError(f"it ended without {words!r}")
+
+    def kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        if self._process.stdout is not None:
+            self._process.stdout.close()
+
+
+@pytest.fixture
+def make_builder() -> Iterator[Callable[[Path], Builder]]:
+    builders: list[Builder] = []
+
+    def make(cache_dir: Path) -> Builder:
+        builders.append(Builder(cache_dir))
+        return builders[-1]
+
+    yield make
+    for builder in builders:
+        builder.kill()
+
+
+def lend(image: Image, boards: Path) -> None:
+    """Put a finished image into another cache."""
+    (boards / image.folder.name).symlink_to(image.folder)
+    (boards / "current.json").write_bytes((image.folder.parent / "current.json").read_bytes())
+
+
+@pytest_qemu
+def test_a_second_builder_waits_and_takes_what_the_first_built(
+    board_image: Image, tmp_path: Path, make_builder: Callable[[Path], Builder]
+) -> None:
+    boards = tmp_path / "boards" / "qemu-arm64"
+    boards.mkdir(parents=True)
+    with FileLock(boards / "build.lock"):
+        second = make_builder(tmp_path)
+        second.wait_for("another process builds")
+        lend(board_image, boards)
+    assert second.wait_for("key") == f"key {board_image.key}"
+    left = {path.name for path in boards.iterdir()}
+    assert left == {"build.lock", "current.json", board_image.folder.name}
+
+
+def downloaded(image: Image, cache_dir: Path) -> None:
+    """Let what was once downloaded for the image lie in another cache, too."""
+    for folder in (image.folder.parent / "downloads", image.folder.parents[2] / "wheels"):
+        there = cache_dir / folder.relative_to(image.folder.parents[2])
+        shutil.copytree(folder, there, copy_function=os.link, dirs_exist_ok=True)
+
+
 @pytest_qemu
 @pytest.mark.slow
-def test_a_build_that_is_killed_leaves_nothing_half_made(
-    board_image: Image, tmp_path: Path
+def test_after_a_killed_build_the_next_one_builds_the_same_from_scratch(
+    board_image: Image, tmp_path: Path, make_builder: Callable[[Path], Builder]
 ) -> None:
-    del board_image  # There: so that this machine can build one.
-    code = (
-        "from flatsat.targets.qemu_image import build_image\n"
-        "import sys\n"
-        "class Told:\n"
-        "    def update(self, task, done, total, note=''):\n"
-        "        print(task, flush=True)\n"
-        "    def log(self, message):\n"
-        "        print(message, flush=True)\n"
-        "build_image(progress=Told())\n"
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-c", code],
-        env={**environment(), "FLATSAT_CACHE": str(tmp_path)},
-        stdout=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline()
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    boards = tmp_path / "boards" / "qemu-arm64"
+    downloaded(board_image, tmp_path)
+    old, young = boards / "old", boards / "young"
+    for folder, age_s in ((old, 8 * 24 * 3600), (young, 60)):
+        folder.mkdir()
+        (folder / "image.json").touch()
+        for path in (folder / "image.json", folder):
+            os.utime(path, (time.time() - age_s,) * 2)
+    killed = make_builder(tmp_path)
+    killed.wait_for("unpack runtimes")
+    killed.kill()
+    parts = list(boards.glob(".part-*"))
+    assert [(part / "root").is_dir() for part in parts] == [True]
     assert find_image(tmp_path) is None
-    assert not list(tmp_path.rglob("image.json"))
+
+    image = build_image(cache_dir=tmp_path)
+    assert not list(boards.glob(".part-*"))
+    assert find_image(tmp_path) == image
+    # Packages, wheels and recipe make the key; what is secret is new with each build.
+    packages = [json.loads((one.folder / "image.json").read_text()) for one in (image, board_image)]
+    assert (image.key == board_image.key) == (packages[0]["packages"] == packages[1]["packages"])
+    assert image.host_key != board_image.host_key
+    assert image.console_password != board_image.console_password
+    assert image.user_key.read_bytes() != board_image.user_key.read_bytes()
+    assert not old.exists()
+    assert young.exists()
