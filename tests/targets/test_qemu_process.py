@@ -16,8 +16,10 @@ import pytest
 from flatsat.targets.qemu_process import EmulatorError, OwnedProcess, find_emulator
 
 OWNER = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
+# What was started in the background of a shell ignores it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from flatsat.targets.qemu_process import OwnedProcess
 folder = Path(sys.argv[1])
 owned = [OwnedProcess(["/bin/sleep", "600"], folder=folder, log=folder / "log") for _ in range(3)]
@@ -38,7 +40,10 @@ def test_children_end_with_their_owner(tmp_path: Path, family: Any, number: int)
     assert owner.stdout.readline() == b"up\n"
     assert len(family.alive()) >= 4
     owner.send_signal(number)
-    owner.communicate()
+    try:
+        owner.communicate(timeout=30.0)
+    finally:
+        owner.kill()
     assert family.all_gone()
 
 
