@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,10 @@ def test_children_end_with_their_owner(tmp_path: Path, family: Any, number: int)
     )
     assert owner.stdout is not None
     assert owner.stdout.readline() == b"up\n"
+    # One that has just been started may show its environment a moment later.
+    deadline = time.monotonic() + 30.0
+    while len(family.alive()) < 4 and time.monotonic() < deadline:
+        pass
     assert len(family.alive()) >= 4
     owner.send_signal(number)
     try:

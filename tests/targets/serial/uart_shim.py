@@ -128,6 +128,8 @@ def spawn(command: list[str]) -> tuple[int, int]:
     pid, fd = pty.fork()
     if pid == 0:
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        # A terminal's programs can be interrupted, even if whoever started us ignores that.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
         os.execvp(command[0], command)
     os.set_blocking(fd, False)
     return pid, fd
