@@ -34,6 +34,7 @@ from flatsat.targets.pool import LocalPool
 from flatsat.targets.provision import write_agent
 from flatsat.targets.qemu import QemuBoard, QemuSession
 from flatsat.targets.serial_link import SerialLink
+from flatsat.targets.serial_port import SerialPort
 from flatsat.targets.session import AgentSession, open_session
 from flatsat.units import TimeKind
 
@@ -51,6 +52,16 @@ LINES: dict[str, tuple[int, dict[str, float], int]] = {
     "no limit": (0, {}, 1 << 20),
 }
 """Name -> bits a second (0: none), what the line does to bytes, size of a file."""
+SINK = """
+import os, sys, tty
+tty.setraw(0)
+left = int(sys.argv[1])
+os.write(1, b"!")
+while left:
+    left -= len(os.read(0, 65536))
+os.write(1, b"!")
+"""
+"""Runs at the line's other end: takes so many bytes, without any protocol, and says so."""
 CONSOLE_BYTES = 128 << 10
 SSH_ARMS = ("FlatSat, open session", "scp, open connection", "scp, new connection")
 
@@ -58,7 +69,7 @@ SSH_ARMS = ("FlatSat, open session", "scp, open connection", "scp, new connectio
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--mib", type=float, default=8.0, help="size of a file over SSH")
-    parser.add_argument("--rounds", type=int, default=8, help="files over SSH by each way")
+    parser.add_argument("--rounds", type=int, default=6, help="files over SSH by each way")
     parser.add_argument("--serial-rounds", type=int, default=3, help="files over each serial line")
     parser.add_argument("--out", type=Path, help="folder of the table, instead of docs/results")
     arguments = parser.parse_args()
@@ -85,6 +96,8 @@ async def measure(folder: Path, arguments: argparse.Namespace) -> None:
             lines[name] = await over_serial(session, folder, length, arguments.serial_rounds)
             lines[name]["line"] = told()
             lines[name]["nominal_bytes_per_s"] = baud / BITS_A_BYTE or None
+        if not faults:
+            lines[name]["bare_s"] = await bare(folder, baud, length)
     for console in ("pty", "socket"):
         on_board.say(f"the emulated board's console as {console}")
         serial = replace(board, link="serial", console=console, meter="none")
@@ -178,41 +191,66 @@ async def line_session(
 ) -> AsyncIterator[tuple[AgentSession, Callable[[], Any]]]:
     """Give a session with an agent of this machine over such a line, and what the line has done."""
     folder.mkdir()
+    with (
+        shim(folder, baud, faults, ["/bin/sh", "-i"]) as (port, told),
+        LocalPool(folder / "locks").acquire("line", 60.0) as lease,
+    ):
+        link = SerialLink(
+            port,
+            agent=write_agent(folder),
+            baud=baud or 115_200,
+            python=sys.executable,
+            store=str(folder / "store"),
+        )
+        session = await open_session(link, lease, kind="linux", time_kind=TimeKind.WALL)
+        yield session, told
+        await session.close()
+
+
+@contextlib.contextmanager
+def shim(
+    folder: Path, baud: int, faults: dict[str, float], command: list[str]
+) -> Iterator[tuple[str, Callable[[], Any]]]:
+    """Run a command behind a line; give the line's port, and what tells what it has done."""
     settings = json.dumps({"rate": baud / BITS_A_BYTE, **faults})
     plain = {"HOME": str(folder), "TERM": "dumb", "ENV": "", "PS1": "# "}
     with subprocess.Popen(
-        [sys.executable, SHIM, settings, "/bin/sh", "-i"],
+        [sys.executable, SHIM, settings, *command],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
         cwd=folder,
         env={**os.environ, **plain},
-    ) as shim:
-        assert shim.stdin is not None
-        assert shim.stdout is not None
-        begin = shim.stdout.readline()
+    ) as process:
+        stdin, stdout = process.stdin, process.stdout
+        assert stdin is not None
+        assert stdout is not None
+        port = json.loads(stdout.readline())["port"]
 
         def told() -> Any:
-            assert shim.stdin is not None
-            assert shim.stdout is not None
-            shim.stdin.write('{"ask": true}\n')
-            shim.stdin.flush()
-            return json.loads(shim.stdout.readline())
+            stdin.write('{"ask": true}\n')
+            stdin.flush()
+            return json.loads(stdout.readline())
 
         try:
-            with LocalPool(folder / "locks").acquire("line", 60.0) as lease:
-                link = SerialLink(
-                    json.loads(begin)["port"],
-                    agent=write_agent(folder),
-                    baud=baud or 115_200,
-                    python=sys.executable,
-                    store=str(folder / "store"),
-                )
-                session = await open_session(link, lease, kind="linux", time_kind=TimeKind.WALL)
-                yield session, told
-                await session.close()
+            yield port, told
         finally:
-            shim.stdin.close()
+            stdin.close()
+
+
+async def bare(folder: Path, baud: int, size: int) -> float:
+    """Return the seconds that bytes without any protocol take through such a line."""
+    with shim(folder, baud, {}, [sys.executable, "-c", SINK, str(size)]) as (name, _):
+        port = SerialPort(name, baud or 115_200)
+        await port.open(30.0)
+        try:
+            await port.read(30.0)
+            begin = time.perf_counter()
+            await port.write(os.urandom(size), 300.0)
+            await port.read(300.0)
+            return time.perf_counter() - begin
+        finally:
+            await port.close()
 
 
 async def over_serial(
@@ -256,6 +294,8 @@ def write(
     for name, found in lines.items():
         nominal = found["nominal_bytes_per_s"]
         share = f"{found['size'] / median(found['seconds']) / nominal:.1%}" if nominal else ""
+        if nominal and "bare_s" in found:
+            share += f" (bare bytes {found['size'] / found['bare_s'] / nominal:.1%})"
         rows.append(["serial", name, *rates(found["size"], found["seconds"]), share, ""])
     results.write(
         "board_upload",
@@ -279,10 +319,11 @@ def write(
             "paired by round, with a t interval.",
             "scp over an open connection is the like of an open session; a new connection "
             "exchanges keys and logs in on the emulated processor.",
-            "The emulated processor encrypts, so that both are far below a real board's rate.",
-            f"Rate of a line: its bits a second over {BITS_A_BYTE}. What framing, acknowledging "
-            "and sending again cost is the rest of it. Without a limit it is what the protocol "
-            "and the shim can do on this machine.",
+            "The emulated processor decrypts, so that both are far below a real board's rate.",
+            f"Rate of a line: its bits a second over {BITS_A_BYTE}. Beside the share stands what "
+            "bytes without any protocol reach through the same program, which limits the rate and "
+            "is no more exact; the rest is framing, acknowledging and waiting. Without a limit it "
+            "is what the protocol and that program can do on this machine.",
             "The emulated console has no bit rate of its own: what it carries is what the "
             "guest's driver and QEMU get through.",
         ],
