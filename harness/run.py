@@ -17,8 +17,8 @@ from flatsat.errors import FlatSatError, InfrastructureError, UsageError
 from flatsat.harness import gate, publish
 from flatsat.harness.config import RunConfig, RunFile
 from flatsat.harness.execute import Labels, Supplies, Tally, execute, job_row
-from flatsat.harness.lab import write_atomically
 from flatsat.harness.plan import PlannedJob, Settings, Traits, expected_s, plan_jobs
+from flatsat.harness.supply import probe_models, test_images
 from flatsat.harness.workers import worker_pool
 from flatsat.jobspec import JobKind, JobSpec
 from flatsat.progress import NoProgress, Progress
@@ -26,7 +26,6 @@ from flatsat.reports.rows import CandidateRow, RunRow
 from flatsat.units import Clock, SystemClock
 
 if TYPE_CHECKING:
-    from flatsat.artifact import Artifact
     from flatsat.compressors.candidate import Candidate
     from flatsat.compressors.recipe import RecipeSpec
     from flatsat.harness.lab import Lab
@@ -380,7 +379,7 @@ def _prepare(
     datasets: dict[str, str] = {}
     labels: dict[str, Labels] = {}
     if JobKind.ACCURACY in settings.kinds:
-        datasets, labels = _tests(lab, unique)
+        datasets, labels = test_images(lab, unique)
     files: dict[str, Path] = {sha256: lab.data_file(sha256) for sha256 in datasets.values()}
     names: dict[str, str] = {}
     store.put_candidates(run_id, [(candidate_row(c), c.artifacts) for c in unique])
@@ -394,65 +393,13 @@ def _prepare(
                 files[artifact.goldens] = goldens
     probes = None
     if JobKind.CAPABILITY in settings.kinds:
-        probes, path = _probes(lab)
+        probes, path = probe_models(lab)
         files[probes], names[probes] = path, "probe models"
     jobs = plan_jobs(
         run_id, unique, boards, settings, traits=traits, datasets=datasets, probes=probes
     )
     store.add_jobs(run_id, [job_row(run_id, job) for job in jobs])
     return jobs, Supplies(files, labels, names)
-
-
-def _probes(lab: Lab) -> tuple[str, Path]:
-    """Store the probe models of capability jobs; return their sha256 and file."""
-    from flatsat.targets.probes import probe_zip
-
-    data = probe_zip()
-    sha256 = sha256_bytes(data)
-    path = lab.data_dir / f"{sha256}.zip"
-    if not path.exists():
-        write_atomically(path, data)
-    return sha256, path
-
-
-def _tests(lab: Lab, candidates: Sequence[Candidate]) -> tuple[dict[str, str], dict[str, Labels]]:
-    """Store the test images as each artifact takes them; return artifact -> data, data -> labels.
-
-    Most artifacts of a workload take the same: what differs is the layout and the type of input.
-    """
-    datasets: dict[str, str] = {}
-    labels: dict[str, Labels] = {}
-    stored: dict[tuple[object, ...], str] = {}
-    for candidate in candidates:
-        workload = candidate.workload.partition("/")[0]
-        if not workload:
-            continue
-        for artifact in candidate.artifacts:
-            if len(artifact.inputs) != 1:
-                continue
-            source = artifact.inputs[0]
-            kind = (source.name, source.dtype, source.scale, source.zero_point)
-            key = (workload, artifact.layout, *kind)
-            if key not in stored:
-                sha256, found = test_tensors(lab, workload, artifact)
-                stored[key], labels[sha256] = sha256, found
-            datasets[artifact.sha256] = stored[key]
-    return datasets, labels
-
-
-def test_tensors(lab: Lab, workload: str, artifact: Artifact) -> tuple[str, Labels]:
-    """Store a workload's test images as an artifact takes them; return sha256 and labels.
-
-    This is where the test split is opened: for accuracy jobs, after all choices were made.
-    """
-    from flatsat.datasets.workload import workload as find
-    from flatsat.layouts import for_model
-
-    task = find(workload)
-    split = task.splits().open_test()
-    source = artifact.inputs[0]
-    images = for_model(split.x, source, artifact.layout)
-    return lab.put_data({f"in:{source.name}": images}), Labels(split.sha256, task.metric, split.y)
 
 
 def candidate_row(candidate: Candidate) -> CandidateRow:
