@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 CLOCKS = {"virtual": "virtual clock", "wall": "plain QEMU"}
 ISOLATIONS = ("spawn", "fork")
 GOLDENS = 64
-INSIDE = ("process start and end", "import", "load", "warm-up", "window", "goldens")
+INSIDE = ("start", "import", "load", "warm-up", "window", "goldens")
 PARTS = ("upload", *INSIDE, "messages", "record and pages")
 
 
@@ -269,7 +269,7 @@ def shares(name: str, jobs: Sequence[Job]) -> dict[str, float]:
         scale = job.run_s / job.board_s["process"] if virtual else 1.0
         inside = {part: job.board_s[part] for part in INSIDE if part in job.board_s}
         inside["goldens"] = goldens
-        inside["process start and end"] = job.board_s["process"] - sum(inside.values())
+        inside["start"] = job.board_s["process"] - sum(inside.values())
         for part, seconds in inside.items():
             parts[part].append(scale * seconds)
         parts["messages"].append(0.0 if virtual else job.run_s - job.board_s["process"])
@@ -318,6 +318,8 @@ def write(found: dict[str, list[Job]], arguments: argparse.Namespace) -> None:
             "goldens: a process with them against one without, by medians, with "
             f"{arguments.without} candidates an arm that have none; on plain QEMU noise of "
             "other parts is in it.",
+            "start: of the interpreter, the agent's modules and NumPy, and the process's end. "
+            "import: the runtime's own modules beyond that; with a copy both are done beforehand.",
             "warm-up and window on the virtual clock hold the wait for the kernel's tick before "
             "each inference.",
             "The first candidate of a session is in `with opening` only: it waits for the board's "

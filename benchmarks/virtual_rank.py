@@ -13,7 +13,7 @@ import logging
 import math
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
@@ -34,7 +34,8 @@ from flatsat.targets.qemu import QemuBoard
 if TYPE_CHECKING:
     from flatsat.reports.interval import Interval
 
-WALL = MeasurePlan(processes=1, min_inferences=50, min_s=0.1, max_warmup=100)
+WALL = MeasurePlan(processes=1, min_inferences=50, min_s=0.1, max_warmup=100, isolation="fork")
+VIRTUAL = replace(VIRTUAL_PLAN, isolation="fork")
 CALIBRATION = 16
 NEAR = 1.5
 """Networks whose latencies differ by less than this factor are hard to tell apart."""
@@ -67,7 +68,7 @@ class Pair:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cpu", default="cortex-a72", help="of the emulated board")
-    parser.add_argument("--rounds", type=int, default=5, help="processes of each file here")
+    parser.add_argument("--rounds", type=int, default=4, help="processes of each file here")
     parser.add_argument("--every", type=int, default=1, help="take every n-th network only")
     parser.add_argument("--no-int8", action="store_true", help="float files alone")
     parser.add_argument("--out", type=Path, help="folder of the table, instead of docs/results")
@@ -168,7 +169,7 @@ async def measure(
     async with on_board.in_use(board) as session:
         for index, (name, _, role, path) in enumerate(files):
             on_board.say(f"virtual clock, {index + 1} of {len(files)}: {name}, {role}")
-            (values,) = await on_board.latencies_ns(session, path, VIRTUAL_PLAN, f"job-{index}")
+            (values,) = await on_board.latencies_ns(session, path, VIRTUAL, f"job-{index}")
             virtual.append(float(median(values)))
     return [
         Pair(name, family, role, virtual[index], tuple(wall[index]))
@@ -229,6 +230,7 @@ def write(pairs: Sequence[Pair], arguments: argparse.Namespace) -> None:
             "A wide range of sizes makes a high coefficient; within a family, and among pairs that "
             "lie near each other, is the harder question. The last column is what this machine "
             "agrees with itself, even rounds against odd ones.",
+            "Processes are copies of one that has the runtime imported, on both.",
             "This machine is no ARM board: its onnxruntime has other kernels, with wider vectors.",
         ],
         data={"correlations": data, "pairs": [vars(pair) for pair in pairs]},
