@@ -21,10 +21,10 @@ class EnergyModel:
     lines, for every miss of L1 and for every dirty line that leaves it; likewise for DRAM and L2.
 
     The default is of a 45 nm process at 0.9 V (M. Horowitz, "Computing's energy problem (and what
-    we can do about it)", ISSCC 2014, figures 1.1.9 and 1.1.10): 70 pJ an instruction with its fetch
+    we can do about it)", ISSCC 2014): 70 pJ an instruction with its fetch
     (25 pJ), register file and control; 20 pJ for 64 bits of a cache of 32 KB, 100 pJ of one of
     1 MB, 1.3 to 2.6 nJ of DRAM, of which the lower end is taken: it is the 640 pJ for 32 bits of
-    Han et al. (NIPS 2015, table 1).
+    Han et al. (NIPS 2015).
 
     Attributes:
         name: for people.
@@ -34,7 +34,7 @@ class EnergyModel:
     """
 
     name: str = "Horowitz 2014, 45 nm"
-    source: str = "M. Horowitz, Computing's energy problem, ISSCC 2014, figs 1.1.9 and 1.1.10"
+    source: str = "M. Horowitz, Computing's energy problem, ISSCC 2014"
     instruction_pj: float = 70.0
     l1_pj: float = 20.0
     l2_pj: float = 100.0
