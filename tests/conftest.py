@@ -221,6 +221,11 @@ class Booted:
         """Lend the board."""
         return LocalPool(self.lab / "locks").acquire(self.board.name, 60.0)
 
+    def bring_up(self) -> None:
+        """Start the board again if what a test did to it has taken it down."""
+        if find_keeper(self.directory) is None:
+            start_keeper(self.board, self.directory)
+
 
 @pytest.fixture(scope="session")
 def board_image() -> Image:
