@@ -107,6 +107,14 @@ def _rank_correlation(left: BoardSection, right: BoardSection) -> Estimate | Non
     return None if rho is None else Estimate(rho.value, rho.low, rho.high, len(pairs))
 
 
+def _network(m: MeasurementReport, artifacts: Mapping[str, Known]) -> tuple[object, ...]:
+    """Return whose files are of one network: a candidate's; all dense references' of one seed."""
+    known = artifacts.get(m.artifact)
+    if m.role == "reference" and known is not None:
+        return m.role, known.candidate.workload, known.candidate.seed
+    return (m.candidate_id,)
+
+
 def _usual(column: tuple[str, str]) -> tuple[int, str]:
     """Return a runtime's place: those that FlatSat knows in their usual order, then others."""
     names = list(FORMATS)
@@ -121,27 +129,28 @@ def across_runtimes(
     Runtimes take files of different formats, so that what is held side by side is one network and
     not one file.
     """
-    groups: dict[tuple[str, str, int, int], dict[tuple[str, str], MeasurementReport]] = {}
+    groups: dict[tuple[object, ...], dict[tuple[str, str], MeasurementReport]] = {}
     for m in measured:
         column = (m.runtime, m.format)
-        key = (m.candidate_id, m.precision, m.threads, m.batch)
+        key = (_network(m, artifacts), m.precision, m.threads, m.batch)
         groups.setdefault(key, {}).setdefault(column, m)
     columns = sorted({(m.runtime, m.format) for m in measured}, key=_usual)
     rows: list[RuntimeRow] = []
-    for (_, precision, threads, _), held in groups.items():
+    for held in groups.values():
         timed = {c: m.p50_ns.value for c, m in held.items() if m.p50_ns.value}
         if len(timed) < 2:
             continue
         first = next(iter(held.values()))
-        known = artifacts.get(first.artifact)
-        label = first.label if known is None else known.candidate_label
+        names = {m.label if (k := artifacts.get(m.artifact)) is None else k.candidate_label
+                 for m in held.values()}  # fmt: skip
+        label = names.pop() if len(names) == 1 else "dense reference"
         if len({m.threads for m in measured}) > 1:
-            label += f", {words.plural(threads, 'thread')}"
+            label += f", {words.plural(first.threads, 'thread')}"
         best = min(timed.values())
         rows.append(
             RuntimeRow(
                 label,
-                precision,
+                first.precision,
                 tuple(RuntimeCell(timed[c], timed[c] / best) if c in timed else None
                       for c in columns),
             )

@@ -49,6 +49,18 @@ def capability(rows: Iterable[OutcomeRow]) -> CapabilityReport | None:
         caches=_caches(newest.get("caches")),
         documented=newest.get("caches_source") == "documented",
         measured_utc=measured_utc,
+        native=_named(newest.get("native")),
+        absent=tuple(pair for pair in _named(newest.get("absent")) if pair[0] not in peaks),
+    )
+
+
+def _named(told: object) -> tuple[tuple[str, str], ...]:
+    """Return (name, words) of what isn't empty."""
+    entries = told.items() if isinstance(told, Mapping) else ()
+    return tuple(
+        (str(name), " ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value))
+        for name, value in entries
+        if value
     )
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
-from flatsat.reports import stats
+from flatsat.reports import stats, words
 from flatsat.reports.context import counted
 from flatsat.reports.model import Estimate
 from flatsat.reports.model_board import EnergyReport, EventsReport
@@ -101,7 +101,15 @@ def _events(rows: Sequence[OutcomeRow]) -> EventsReport | None:
 
 
 def _cache(told: object) -> str:
-    """Return the modelled cache in words, as far as it is told."""
-    if isinstance(told, Mapping):
-        return ", ".join(f"{str(k).replace('_', ' ')} {v}" for k, v in told.items())
-    return str(told or "")
+    """Return the modelled caches in words, as far as they are told."""
+    if not isinstance(told, Mapping):
+        return str(told or "")
+    parts: list[str] = []
+    for level in ("l1", "l2"):
+        size, ways = told.get(f"{level}_size"), told.get(f"{level}_ways")
+        if isinstance(size, int):
+            way = f", {ways}-way" if isinstance(ways, int) else ""
+            parts.append(f"{level.upper()} of {words.memory(size)}{way}")
+    if isinstance(line := told.get("line"), int):
+        parts.append(f"lines of {line} bytes")
+    return "; ".join(parts)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
@@ -32,6 +31,7 @@ from flatsat.units import TimeKind
 
 if TYPE_CHECKING:
     from flatsat.reports.collect_energy import Key, Spent
+    from flatsat.reports.context import Context
     from flatsat.reports.known import Known
     from flatsat.reports.model_board import CapabilityReport
     from flatsat.reports.rows import BoardRow, OutcomeRow
@@ -90,12 +90,16 @@ def sections(
     made = [
         _section(key, _labelled(group), beside, margin, threshold) for key, group in groups.items()
     ]
-    return tuple(sorted(made, key=_clock_order))
+    workloads_seen = list(dict.fromkeys(section.workload for section in made))
+    boards_seen = list(dict.fromkeys(section.board_id for section in made))
 
+    def place(section: BoardSection) -> tuple[int, int, int]:
+        # Real clocks, counted instructions, an emulator's real clock.
+        clock = 2 if section.smoke else int(section.virtual)
+        workload = workloads_seen.index(section.workload)
+        return clock, workload, boards_seen.index(section.board_id)
 
-def _clock_order(section: BoardSection) -> int:
-    """Return the place of a clock: real ones, counted instructions, an emulator's real clock."""
-    return 2 if section.smoke else int(section.virtual)
+    return tuple(sorted(made, key=place))
 
 
 def _section(
@@ -157,20 +161,30 @@ def _held_against(
 
 
 def _labelled(group: Sequence[Taken]) -> list[Taken]:
-    """Give each a label, with runtime and threads where one artifact has several of them."""
-    same = Counter(one.known.label for one in group)
-    threads = {(one.known.label, one.context.threads) for one in group}
+    """Give each a label, with what it was measured under where an artifact has several."""
     found: dict[str, Taken] = {}
     for one in group:
-        label = one.known.label
-        if same[label] > 1:
-            where = one.context
-            label += f", {where.runtime}"
-            if sum(name == one.known.label for name, _ in threads) > 1:
-                label += f", {words.plural(where.threads, 'thread')}"
-            if where.batch != 1:
-                label += f", batch {where.batch}"
+        alike = [other.context for other in group if other.known.label == one.known.label]
+        label = ", ".join((one.known.label, *_what_differs(one.context, alike)))
         while label in found:
             label += " again"
         found[label] = replace(one, label=label)
     return list(found.values())
+
+
+def _what_differs(mine: Context, alike: Sequence[Context]) -> list[str]:
+    """Return in words what tells a context from others under which the same file was measured."""
+    said = {
+        "runtime": mine.runtime,
+        "runtime_version": mine.runtime_version,
+        "provider": mine.provider,
+        "threads": words.plural(mine.threads, "thread"),
+        "batch": f"batch {mine.batch}",
+        "isolation": "copied processes" if mine.isolation == "fork" else "fresh processes",
+        "warmup": f"{mine.warmup} warm-up",
+    }
+    return [
+        text
+        for name, text in said.items()
+        if len({getattr(context, name) for context in alike}) > 1
+    ]

@@ -32,8 +32,8 @@ class EventsReport:
     """Events counted in one inference, medians over all that were counted; None: not counted.
 
     Attributes:
-        cache_misses: of the small modelled cache that `cache` describes.
-        dram_bytes: that those misses moved.
+        cache_misses: of the first of the modelled caches that `cache` describes.
+        dram_bytes: moved between the last of them and memory.
         n: counted inferences.
         spread: (most - least) / median of the instructions, None where they weren't counted.
     """
@@ -83,6 +83,8 @@ class CapabilityReport:
         caches: those that hold data, level by level.
         documented: the caches are the core's documentation's, not told by the system.
         measured_utc: when.
+        native: (narrow type, CPU flags by which it is computed at full speed).
+        absent: (dtype, why it has no peak).
     """
 
     clock: TimeKind
@@ -92,6 +94,8 @@ class CapabilityReport:
     caches: tuple[Cache, ...]
     documented: bool
     measured_utc: str
+    native: tuple[tuple[str, str], ...] = ()
+    absent: tuple[tuple[str, str], ...] = ()
 
     def peak(self, dtype: str) -> Peak | None:
         """Return the peak of a dtype, or None."""

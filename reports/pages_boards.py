@@ -94,6 +94,9 @@ def capability_facts(section: BoardSection) -> list[tuple[str, str]]:
         (f"peak {p.dtype}", f"{words.figures(p.gmac_s)} GMAC/s, {clock}{_by(p.method)}")
         for p in board.peaks
     ]
+    facts += [(f"peak {dtype}", f"none: {why}") for dtype, why in board.absent]
+    if board.native:
+        facts.append(("native types", "; ".join(f"{name} ({by})" for name, by in board.native)))
     if board.copy_gb_s is not None:
         rate = f"{words.figures(board.copy_gb_s)} GB/s, {clock}{_by(board.copy_method)}"
         facts.append(("copying", rate))
@@ -119,7 +122,11 @@ def counts(section: BoardSection) -> Counts:
         if model or source:
             notes.append(f"Joules per event: {model or 'table'}{f'; {source}' if source else ''}.")
     caches = dict.fromkeys(e.cache for e in events if e.cache)
-    notes += [f"Cache misses are of a small modelled cache: {cache}." for cache in caches]
+    notes += [
+        f"Cache misses are of the first of two modelled caches ({cache}); bytes to memory are "
+        "those behind the second."
+        for cache in caches
+    ]
     spreads = [e.spread for e in events if e.spread is not None]
     if spreads:
         notes.append(
@@ -175,10 +182,10 @@ def boards_view(boards: BoardsReport, report: RunReport) -> BoardsView:
         tuple((place(t, low, high, log=True), f"{t:g}") for t in log_ticks(low, high)),
         place(1.0, low, high, log=True),
         tuple(
-            f"{left} and {right} rank the {rho.n} files that both ran alike by "
-            f"\u03c1 = {words.figures(rho.value)}"
+            f"Rank correlation of the latencies of {rho.n} files on {left} and on {right}: "
+            f"\u03c1 = {_signed(rho.value)}"
             + (
-                f" ({words.figures(rho.low)} to {words.figures(rho.high)})"
+                f" ({_signed(rho.low)} to {_signed(rho.high)})"
                 if rho.low is not None and rho.high is not None
                 else ""
             )
@@ -186,6 +193,10 @@ def boards_view(boards: BoardsReport, report: RunReport) -> BoardsView:
             if rho.value is not None
         ),
     )
+
+
+def _signed(value: float) -> str:
+    return f"{value:.2f}".replace("-", words.MINUS)
 
 
 def int8_over_float(cell: DtypeCell) -> float:

@@ -101,7 +101,8 @@ def tiles(section: BoardSection) -> list[Tile]:
     narrow = best.versus_equal_macs
     if narrow is not None:
         figure, said = speed(narrow)
-        said = f"{said} {'as' if said == 'as fast' else 'than'} {narrow.against}"
+        said, comma, unsettled = said.partition(",")
+        said = f"{said} {'as' if said == 'as fast' else 'than'} {narrow.against}{comma}{unsettled}"
         detail = "dense, trained from scratch at equal MACs"
         found.append(Tile(figure, said, _with_interval(detail, narrow)))
     if len(found) < _MOST_TILES and (saved := _energy(best, reference)) is not None:

@@ -111,6 +111,7 @@ async function begin() {
     return;
   }
   for (const plot of plots) {
+    if (folded(plot)) continue;
     await draw(plot);
     // Let the reader scroll and click between two figures.
     await new Promise((next) => setTimeout(next));
@@ -118,7 +119,19 @@ async function begin() {
   document.documentElement.dataset.drawn = "yes";
 }
 
-const redraw = (width) => { if (drawing) plots.forEach((plot) => draw(plot, width)); };
+// What is folded has no width to be drawn in: it is drawn whenever it is unfolded.
+function folded(plot) {
+  return plot.closest("details:not([open])") !== null;
+}
+addEventListener("toggle", (event) => {
+  if (!drawing || !event.target.open) return;
+  for (const plot of plots) if (event.target.contains(plot) && !folded(plot)) draw(plot);
+}, true);
+
+function redraw(width) {
+  if (!drawing) return;
+  for (const plot of plots) if (width || !folded(plot)) draw(plot, width);
+}
 addEventListener("theme", () => redraw());
 for (const input of document.querySelectorAll("input[data-plot]")) {
   input.addEventListener("change", () => {

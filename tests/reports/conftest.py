@@ -35,7 +35,16 @@ def browser(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def open_page(browser):
+def until(browser):
+    """A function that waits until a script's value is true."""
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    wait = WebDriverWait(browser, WAIT_S, poll_frequency=0.05)
+    return lambda script: wait.until(lambda b: b.execute_script(f"return {script}"))
+
+
+@pytest.fixture(scope="session")
+def open_page(browser, until):
     """A function that opens a page and returns when all its figures are drawn."""
 
     def show(page, width=1280, height=800, scheme="light"):
@@ -50,10 +59,7 @@ def open_page(browser):
         ]
         browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
         browser.get(page)
-        from selenium.webdriver.support.ui import WebDriverWait
-
-        drawn = "return document.documentElement.dataset.drawn"
-        WebDriverWait(browser, WAIT_S, poll_frequency=0.05).until(lambda b: b.execute_script(drawn))
+        until("document.documentElement.dataset.drawn")
 
     return show
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -112,14 +112,16 @@ class Record:
             }
         self.store.put_board(f"id-{name}", name, kind, {**facts, **more})
 
-    def candidate(self, net: Net, formats: tuple[str, ...] = ("onnx",)) -> None:
+    def candidate(
+        self, net: Net, formats: tuple[str, ...] = ("onnx",), workload: str = WORKLOAD
+    ) -> None:
         layers = [
             {"name": f"conv{i}", "kind": "conv", "params": net.params // 4, "macs": net.macs // 4,
              "nonzeros": net.params // 4, "in_shape": [16, 28, 28], "out_shape": [16, 28, 28]}
             for i in range(4)
         ]  # fmt: skip
         row = CandidateRow(
-            sha(net.name), None, net.name, net.role, WORKLOAD, 0, None,
+            sha(net.name), None, net.name, net.role, workload, 0, None,
             net.params, net.params, net.macs, {"train_steps": 700.0}, {"validation": 0.9}, layers,
         )  # fmt: skip
         self.store.put_candidate(row, self.run_id)
@@ -148,6 +150,7 @@ class Record:
         index: int = 0,
         accuracy: AccuracyRow | None = None,
         runtime: str = "onnxruntime",
+        isolation: str = "spawn",
         **spec: object,
     ) -> None:
         """Record a job and its outcome."""
@@ -155,6 +158,7 @@ class Record:
         job_id = f"j{self.count}"
         virtual = BOARDS[board][1] == "virtual"
         plan = VIRTUAL_PLAN if virtual else MeasurePlan(processes=2)
+        plan = replace(plan, isolation=isolation)
         value = JobSpec(
             kind, artifact, FORMATS[runtime], board, runtime, plan=plan,
             provider=default_provider(runtime), **spec,
@@ -175,6 +179,7 @@ class Record:
         runtime: str = "onnxruntime",
         jitter: tuple[int, ...] = (0, 0, 1),
         rounds: int = 2,
+        isolation: str = "spawn",
         kind: JobKind = JobKind.LATENCY,
         **spec: object,
     ) -> None:
@@ -203,7 +208,8 @@ class Record:
             health = (Health("before", load1=0.2), Health("after", load1=1.4))
             outcome = Measured(tuple(samples), agreement, None, health, evidence)
             artifact = artifact_sha(net, precision, FORMATS[runtime])
-            self.put(kind, board, artifact, outcome, index=index, runtime=runtime, **spec)
+            self.put(kind, board, artifact, outcome, index=index, runtime=runtime,
+                     isolation=isolation, **spec)  # fmt: skip
 
     def shares_float(self, name: str, other: str) -> None:
         """Record a candidate with an int8 file alone, lowered from another's float file."""
@@ -216,9 +222,17 @@ class Record:
             row.candidate_id,
         )
 
-    def named(self, name: str, formats: tuple[str, ...] = ("onnx",)) -> None:
-        """Record one of `NETS`."""
-        self.candidate(next(net for net in NETS if net.name == name), formats)
+    def named(
+        self,
+        name: str,
+        formats: tuple[str, ...] = ("onnx",),
+        *,
+        called: str = "",
+        workload: str = WORKLOAD,
+    ) -> None:
+        """Record one of `NETS`, perhaps under another name."""
+        net = next(net for net in NETS if net.name == name)
+        self.candidate(replace(net, name=called or name), formats, workload)
 
     def small(self, *boards: str, jitter: tuple[int, ...] = (0, 0, 1)) -> None:
         """Record three files of two networks on boards."""
@@ -263,8 +277,14 @@ class Record:
             "energy": {
                 "model": "horowitz-45nm",
                 "source": "Horowitz, ISSCC 2014",
-                "table": {"dram_byte": 1.6e-10},
-                "cache": {"size_bytes": 32768, "line_bytes": 64, "ways": 8},
+                "table": {"instruction_pj": 70.0, "dram_pj": 1300.0},
+                "cache": {
+                    "l1_size": 32 << 10,
+                    "l1_ways": 2,
+                    "l2_size": 1 << 20,
+                    "l2_ways": 16,
+                    "line": 64,
+                },
             },
         }
         outcome = Measured(tuple(samples), evidence=evidence)

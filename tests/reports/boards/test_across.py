@@ -48,7 +48,8 @@ def test_ranks_of_files_that_both_boards_ran_are_correlated(report, html, look):
     ((left, right, rho),) = report.boards[0].ranks
     assert (left, right, rho.n) == ("qemu-arm64", "qemu-arm64-a76", 10)
     assert rho.low < rho.value < rho.high
-    assert "rank the 10 files that both ran alike by \u03c1 =" in look(html)
+    said = look(html)
+    assert "of 10 files on qemu-arm64 and on qemu-arm64-a76: \u03c1 = 0.95 (0.74 to 0.99)" in said
 
 
 def test_boards_of_two_clocks_are_never_side_by_side(record):
@@ -80,7 +81,7 @@ def test_one_element_type_gives_ranks_only(record, look):
     assert across.rows == ()
     assert across.ranks[0][2].value == pytest.approx(1)
     page = look(run_html(report))
-    assert "rank the 4 files" in page
+    assert "of 4 files on qemu-arm64 and on qemu-arm64-a76: \u03c1 = 1.00" in page
     assert "Latency in int8 over latency in float" not in page
 
 
@@ -172,3 +173,14 @@ def test_a_file_is_held_against_the_reference_of_its_own_runtime(report):
 def test_one_runtime_has_nothing_beside_it(report, html):
     assert report.sections[2].runtimes is None
     assert "runtimes2" not in html
+
+
+def test_dense_references_of_one_seed_are_one_network_whatever_they_are_called(record):
+    record.board("qemu-arm64")
+    record.named("cnn")
+    record.named("cnn", ("tflite",), called="cnn-tflite")
+    record.latency("cnn", 31.6, "qemu-arm64")
+    record.latency("cnn-tflite", 26.0, "qemu-arm64", runtime="litert")
+    (row,) = collect(record.store, "r1").sections[0].runtimes.rows
+    assert (row.label, row.precision) == ("dense reference", "float")
+    assert [cell.times for cell in row.cells] == [pytest.approx(31.6 / 26, rel=1e-5), 1.0]

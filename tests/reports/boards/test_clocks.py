@@ -210,3 +210,36 @@ def test_a_best_that_is_slower_than_the_reference_is_marked(record, look):
     assert "Best on qemu-arm64: cnn int8 slower than the dense reference" in look(
         run_html(collect(record.store, "r1"))
     )
+
+
+def test_sections_of_a_clock_go_by_workload_and_then_by_board(record):
+    record.small("qemu-arm64-a76", "qemu-arm64")
+    record.named("cnn-tiny", called="other", workload="fashion/other")
+    for board in ("qemu-arm64", "qemu-arm64-a76"):
+        record.latency("other", 0.6, board)
+    found = [(s.workload, s.board) for s in collect(record.store, "r1").sections]
+    assert found == [
+        ("fashion/cnn", "qemu-arm64-a76"),
+        ("fashion/cnn", "qemu-arm64"),
+        ("fashion/other", "qemu-arm64-a76"),
+        ("fashion/other", "qemu-arm64"),
+    ]
+
+
+def test_a_rule_that_holds_for_several_boards_is_said_once_a_clock(html, look):
+    said = look(html)
+    first = said[: said.index(BODY)]
+    assert first.count("Best means the lowest median latency") == 2
+    assert first.count("Virtual time is counted instructions") == 1
+
+
+def test_a_file_measured_in_two_ways_says_in_which(record):
+    record.small("qemu-arm64")
+    record.latency("cnn", 31.7, "qemu-arm64", isolation="fork")
+    labels = {m.label for m in collect(record.store, "r1").sections[0].measurements}
+    assert labels == {
+        "cnn float, fresh processes",
+        "cnn float, copied processes",
+        "cnn int8",
+        "cnn-filters",
+    }

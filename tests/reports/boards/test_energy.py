@@ -50,8 +50,9 @@ def test_the_table_has_energy_and_counts_with_their_footnotes(counted, look):
     assert "1.00 mJ modelled" in row
     assert "14.0 M n=3" in row
     assert "56.0 MB 42.0 MB loaded" in row
-    assert "156 k 9.96 MB moved" in row
+    assert "156 k 9.96 MB to memory" in row
     assert caveats.MODELLED in said
+    assert "L1 of 32 KiB, 2-way; L2 of 1 MiB, 16-way; lines of 64 bytes" in said
     assert "horowitz-45nm; Horowitz, ISSCC 2014" in said
     assert "differ by at most 0.05 % between inferences" in said
     assert "not counted" in said

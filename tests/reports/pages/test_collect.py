@@ -291,8 +291,8 @@ def test_artifacts_and_thread_counts_of_a_candidate_have_labels_of_their_own(rec
     record.latency("both", 20, precision="int8", threads=4)
     labels = [m.label for m in collect(record.store, "r1").sections[0].measurements]
     assert labels == [
-        "both int8, onnxruntime, 4 threads",
-        "both int8, onnxruntime, 1 thread",
+        "both int8, 4 threads",
+        "both int8, 1 thread",
         "both float",
         "reference",
     ]
