@@ -92,18 +92,19 @@ class SharingBoard(ScriptedBoard):
 
     open_now: set[str] = field(default_factory=set)
     met: set[frozenset[str]] = field(default_factory=set)
+    opened: dict[str, asyncio.Event] = field(default_factory=dict)
     waits_for: str = ""
 
     async def open(self, lease: Lease) -> ScriptedSession:
         self.open_now.add(self.name)
+        self.opened.setdefault(self.name, asyncio.Event()).set()
         board = self
 
         class Session(ScriptedSession):
             async def run(self, job_id: str, spec: JobSpec) -> Outcome:
-                async with asyncio.timeout(20):
-                    while board.waits_for and {board.name, board.waits_for} not in board.met:
-                        board.met.add(frozenset(board.open_now - {"far"}))
-                        await asyncio.sleep(0)
+                if board.waits_for:
+                    other = board.opened.setdefault(board.waits_for, asyncio.Event())
+                    await asyncio.wait_for(other.wait(), 60.0)
                 for _ in range(20):
                     board.met.add(frozenset(board.open_now - {"far"}))
                     await asyncio.sleep(0)
@@ -326,6 +327,7 @@ def test_a_real_clock_has_this_machine_to_itself_and_counted_instructions_share_
 ) -> None:
     open_now: set[str] = set()
     met: set[frozenset[str]] = set()
+    opened: dict[str, asyncio.Event] = {}
     traits = {
         "wall-1": (TimeKind.WALL, True),
         "wall-2": (TimeKind.WALL, True),
