@@ -336,7 +336,15 @@ def test_a_real_clock_has_this_machine_to_itself_and_counted_instructions_share_
         "far": (TimeKind.WALL, False),
     }
     boards = {
-        name: SharingBoard(name=name, time_kind=clock, runs_here=here, open_now=open_now, met=met)
+        name: SharingBoard(
+            name=name,
+            time_kind=clock,
+            runs_here=here,
+            open_now=open_now,
+            met=met,
+            opened=opened,
+            waits_for={"counted-1": "counted-2", "counted-2": "counted-1"}.get(name, ""),
+        )
         for name, (clock, here) in traits.items()
     }
 
