@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 _ROOM = 2.0
 """How far the axes go beyond what is drawn, as a factor."""
 _COLOURS = {"float32": "var(--fam-float)", "int8": "var(--fam-int8)"}
+_DASHES = {"float32": "solid", "int8": "dash"}
 
 
 def points(section: BoardSection) -> list[tuple[MeasurementReport, RooflinePoint]]:
@@ -69,7 +70,11 @@ def _roof(peak: Peak, board: CapabilityReport, left: float, right: float) -> dic
         "name": html.escape(f"roof, {peak.dtype}"),
         "x": [x for x, _ in corners],
         "y": [y for _, y in corners],
-        "line": {"width": 2, "color": _COLOURS.get(peak.dtype, "var(--fam-other)")},
+        "line": {
+            "width": 2,
+            "color": _COLOURS.get(peak.dtype, "var(--fam-other)"),
+            "dash": _DASHES.get(peak.dtype, "dot"),
+        },
         "opacity": 0.75,
         "hovertemplate": f"{html.escape(said)}<br>{html.escape(peak.method)}<extra></extra>",
     }

@@ -118,6 +118,20 @@ def test_the_board_tells_its_peaks_with_method_and_clock(two, look):
     assert "3.20 GB/s, virtual clock (numpy copy 32 MiB)" in said
 
 
+def test_native_types_and_peaks_that_could_not_be_had_are_told(record, look):
+    record.small("qemu-arm64")
+    record.capability(
+        "qemu-arm64",
+        native={"int8-dot": ["asimddp", "i8mm"], "bfloat16": []},
+        absent={"float16": "onnxruntime casts it to another type", "int8": "stale"},
+    )
+    said = look(run_html(collect(record.store, "r1")))
+    assert "peak float16 none: onnxruntime casts it to another type" in said
+    assert "native types int8-dot (asimddp i8mm)" in said
+    assert "stale" not in said
+    assert "bfloat16" not in said
+
+
 def test_rates_by_another_clock_are_no_roof(record):
     record.small("qemu-arm64")
     record.capability("qemu-arm64", clock="wall")
