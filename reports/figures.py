@@ -278,8 +278,11 @@ def pareto(section: BoardSection, name: str) -> Figure | None:
 
 def _beside(value: float, values: Sequence[float]) -> str:
     """Return where a point's name stands so that it stays inside the figure."""
-    low, high = math.log(min(values)), math.log(max(values))
-    share = (math.log(value) - low) / (high - low) if high > low else 0.5
+    if scale_of(values).get("type") == "log":
+        low, high = math.log(min(values)), math.log(max(values))
+        share = (math.log(value) - low) / (high - low)
+    else:
+        share = value / max(values)
     return "top right" if share < 0.3 else "top left" if share > 0.7 else "top center"
 
 

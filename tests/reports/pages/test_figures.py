@@ -92,6 +92,17 @@ def test_the_front_joins_exactly_what_no_other_beats(report):
     assert joined == sorted(best)
 
 
+def test_names_stand_on_the_side_of_their_point_that_has_room(report):
+    section = report.sections[0]
+    near = tuple(
+        replace(m, p50_ns=replace(m.p50_ns, value=350e3 + i), pareto=True)
+        for i, m in enumerate(section.measurements[:3])
+    )
+    figure = figures.pareto(replace(section, measurements=near), "latency")
+    places = {p for t in figure["data"] for p in t.get("textposition", ())}
+    assert places == {"top left"}
+
+
 def test_a_single_candidate_has_no_trade_off(report):
     section = report.sections[0]
     assert figures.pareto(replace(section, measurements=section.measurements[:1]), "macs") is None
