@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 import zlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -99,11 +99,13 @@ class Wire:
     Attributes:
         sent: bytes written, link by link in the order of their opening.
         link: the latest.
+        errors: of acts that failed; to the run they look like a link's.
     """
 
     def __init__(self) -> None:
         self.link: Any = None
         self.sent: list[int] = []
+        self.errors: list[Exception] = []
         self._uploads: list[tuple[int, Act]] = []
         self._jobs: list[tuple[str, Act]] = []
 
@@ -123,13 +125,20 @@ class Wire:
         for entry in list(self._uploads):
             if self.sent[-1] >= entry[0]:
                 self._uploads.remove(entry)
-                await entry[1]()
+                await self._strike(entry[1])
 
     async def started(self, job_id: str) -> None:
         entry = next((entry for entry in self._jobs if job_id.startswith(entry[0])), None)
         if entry is not None:
             self._jobs.remove(entry)
-            await entry[1]()
+            await self._strike(entry[1])
+
+    async def _strike(self, act: Act) -> None:
+        try:
+            await act()
+        except Exception as error:
+            self.errors.append(error)
+            raise
 
     @property
     def armed(self) -> bool:
@@ -162,13 +171,14 @@ def watched(link: type[Any], wire: Wire) -> type[Any]:
 
 
 @pytest.fixture
-def wire(monkeypatch: pytest.MonkeyPatch) -> Wire:
+def wire(monkeypatch: pytest.MonkeyPatch) -> Iterator[Wire]:
     """Watch the links to emulated boards."""
     seen = Wire()
     for room in ("qemu", "linux"):
         monkeypatch.setattr(f"flatsat.targets.{room}.SshLink", watched(SshLink, seen))
     monkeypatch.setattr("flatsat.targets.serial_link.SerialLink", watched(SerialLink, seen))
-    return seen
+    yield seen
+    assert not seen.errors
 
 
 @pytest.fixture
@@ -339,7 +349,6 @@ class Guest:
 
 @pytest.fixture
 def guest(booted_board: Any, board_image: Any, tmp_path: Path) -> Guest:
-    booted_board.bring_up()
     return Guest(booted_board, board_image, tmp_path)
 
 
