@@ -349,6 +349,7 @@ class Guest:
 
 @pytest.fixture
 def guest(booted_board: Any, board_image: Any, tmp_path: Path) -> Guest:
+    booted_board.bring_up()
     return Guest(booted_board, board_image, tmp_path)
 
 
