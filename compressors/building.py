@@ -143,7 +143,10 @@ def _make(
     history = (*network.history, *passes)
     on_host = {"validation": evaluate(network.module, splits.validation)}
     for told in passes:
-        on_host[f"validation/{told['role']}"] = float(told["accuracy_validation"])
+        key = f"validation/{told['role']}"
+        if key in on_host:
+            key += f"/{told['format']}"
+        on_host[key] = float(told["accuracy_validation"])
     candidate = Candidate(
         candidate_id=candidate_id(artifacts),
         recipe_id=recipe_id(spec, seed),
@@ -251,18 +254,20 @@ def _lower(
 def _int8(
     lower: LowerSpec, source: Artifact, folder: Path, ctx: StepContext
 ) -> tuple[Artifact, dict[str, Any]]:
-    cls = step_class(int8_pass(lower.to), "pass")
+    name = int8_pass(lower.to)
+    cls = step_class(name, "pass")
     params = cls.Params.model_validate(dict(lower.int8 or {}))
     started = time.process_time()
     artifact: Artifact = cls(params).apply(source, folder, ctx)
     used_s = time.process_time() - started
     return artifact, {
-        "step": "int8",
+        "step": name,
         "params": params.model_dump(mode="json"),
         "layers": [],
         "cost": {"train_steps": 0, "forward_passes": min(params.n, len(ctx.calibration))},
         "cpu_s": used_s,
         "role": artifact.role,
+        "format": artifact.format,
         "artifact": artifact.sha256,
         "top1_agreement_with_float": _goldens_agree(folder, source, artifact),
         "accuracy_validation": _host_accuracy(folder / artifact.file, artifact, ctx),

@@ -54,7 +54,8 @@ class Candidate:
             "forward_passes" (images); and "reference_train_s" as it was when the reference was
             trained.
         accuracy_host: on the host, by split: "validation" for the network, "validation/ROLE" for
-            an artifact of another role than float. The host's accuracy is no evidence of a board's.
+            an artifact of another role than float, "validation/ROLE/FORMAT" for a second one of the
+            same role. The host's accuracy is no evidence of a board's.
         layers: one mapping a layer: name, kind, params, nonzeros, macs, out_shape and more.
         role: "reference", "equal-macs", "compressed" or "imported".
         folder: where it lies; not part of the file.

@@ -27,7 +27,7 @@ from flatsat.compressors.candidate import (
 )
 from flatsat.compressors.onnx_model import ModelInfo, embedded, inspect, output_step, parse
 from flatsat.compressors.tflite_model import inspect as inspect_tflite
-from flatsat.compressors.tflite_model import is_tflite
+from flatsat.compressors.tflite_model import is_tflite, read
 from flatsat.errors import ModelError
 
 if TYPE_CHECKING:
@@ -196,8 +196,8 @@ def _read(path: Path) -> _Model:
     except OSError:
         lite = False
     if lite:
-        data = path.read_bytes()
-        found = inspect_tflite(data, path.name)
+        data = read(path)
+        found = inspect_tflite(data, str(path))
         dtypes = [spec.dtype for spec in found.outputs]
         quantised = any(spec.scale is not None for spec in found.outputs)
         agreement = policy(1.0 if quantised else None, _coarsest(dtypes))

@@ -21,6 +21,7 @@ from flatsat.compressors.candidate import goldens_path, put_goldens
 from flatsat.compressors.converter import convert, quantise
 from flatsat.compressors.onnx_lower import GOLDENS, golden_inputs
 from flatsat.compressors.tflite_model import inspect, run_host
+from flatsat.compressors.tflite_write import normalise
 from flatsat.datasets.fit import predict
 from flatsat.errors import ModelError, RecipeError
 from flatsat.layouts import NHWC, for_model
@@ -34,7 +35,8 @@ class TfliteLower:
 
     The network is exported by `torch.export` and converted by litert-torch in an environment of
     its own. Its first operation puts the channels where PyTorch has them; the converter moves that
-    into the layers. Before the file counts, LiteRT runs it here against PyTorch on the golden
+    into the layers. The file holds no class names or source paths, and equal networks give equal
+    bytes in any process. Before it counts, LiteRT runs it here against PyTorch on the golden
     inputs, under the agreement policy of `OnnxLower`.
     """
 
@@ -105,8 +107,9 @@ class TfliteInt8:
 
         Raises:
             RecipeError: the artifact is no float TFLite file with goldens, the calibration split
-                has fewer images than asked for, or the quantiser doesn't know an operator.
-            ModelError: the result is not integer throughout, or can't be run.
+                has fewer images than asked for, or the quantiser doesn't know an operator or
+                leaves it in floating point.
+            ModelError: LiteRT can't run the result.
             InfrastructureError: the converter can't be had.
         """
         if artifact.format != "tflite" or artifact.role != "float" or artifact.goldens is None:
@@ -126,11 +129,14 @@ class TfliteInt8:
             cache_dir=ctx.cache_dir,
             progress=ctx.progress,
         )
+        (taken,), (given,) = artifact.inputs, artifact.outputs
+        data = normalise(data, [taken.name], [given.name])
         info = inspect(data, "the int8 TFLite file")
         (source,), (target,) = info.inputs, info.outputs
-        if {source.dtype, target.dtype} != {"int8"}:
-            raise ModelError(
-                f"the int8 TFLite file takes {source.dtype} and gives {target.dtype}, not int8"
+        if info.floats:
+            raise RecipeError(
+                f"litert-quantizer leaves {', '.join(info.floats)} in floating point",
+                hint="lower this network to float, or to int8 through ONNX",
             )
         with np.load(goldens_path(folder, artifact.goldens), allow_pickle=False) as stored:
             count = len(stored[f"in:{artifact.inputs[0].name}"])
@@ -208,7 +214,8 @@ def export(network: Network, ctx: StepContext) -> bytes:
         except Exception as error:  # the exporter's errors share no class
             text = " ".join(str(error).split())[:200]
             raise RecipeError(f"PyTorch can't export this network: {text}") from error
-        return convert(program, cache_dir=ctx.cache_dir, progress=ctx.progress)
+        data = convert(program, cache_dir=ctx.cache_dir, progress=ctx.progress)
+    return normalise(data, [ctx.workload.input.name], [ctx.workload.output.name])
 
 
 def accuracy(data: bytes, source: TensorSpec, images: np.ndarray[Any, Any], labels: Any) -> float:
