@@ -29,6 +29,8 @@ OLDEST = (6, 0)
 
 _TOOL_S = 60.0
 _LOOK_S = 0.005
+_CHATTER = "char device redirected to "
+"""QEMU says so of each pseudo-terminal that it makes."""
 _LAUNCH = """
 import ctypes, os, sys
 ctypes.CDLL(None).prctl(1, 9, 0, 0, 0)
@@ -173,5 +175,6 @@ class OwnedProcess:
             lines = self.log.read_text("utf-8", "replace").splitlines()
         except OSError:
             return ""
-        line = next((line.strip() for line in reversed(lines) if line.strip()), "")
+        said = (line.strip() for line in reversed(lines) if not line.startswith(_CHATTER))
+        line = next((line for line in said if line), "")
         return line.removeprefix(f"{self.argv[0]}: ").removeprefix(f"{QEMU}: ")
