@@ -18,10 +18,10 @@ from flatsat.errors import ModelError
 IDENTIFIER = b"TFL3"
 # Offsets in a FlatBuffer have 32 bits, of which one is a sign.
 MAX_BYTES = 2**31 - 1
-# Far more tensors, operators and numbers in lists than a network has, and far more sharing of its
-# bytes: they bound the time that a file can take whose parts all refer to one place.
-_MOST_TABLES = 500_000
-_MOST_READINGS = 16
+# Far more tensors and operators than a network has, and far more sharing of its bytes: they bound
+# the time that a file can take whose parts all refer to one place.
+_MOST_TABLES = 100_000
+_MOST_READINGS = 8
 _MOST_AXES = 16
 _MOST_NAME_BYTES = 4096
 
@@ -193,7 +193,9 @@ class _Reader:
         # Each takes an offset of four bytes; a shared one may not multiply the work.
         if length * 4 > len(self._data):
             raise _Broken(f"it claims to have {length} entries in one list")
-        self._spend(length)
+        self._left -= length
+        if self._left < 0:
+            raise _Broken("its lists are too long")
         for index in range(length):
             table = get(index)
             if table is None:
@@ -266,13 +268,8 @@ class _Reader:
         # The generated reader gives 0 for a vector that is absent.
         if isinstance(values, int) or values is None:
             return ()
-        self._spend(len(values))
-        return tuple(int(value) for value in values)
-
-    def _spend(self, length: int) -> None:
-        self._left -= length
-        if self._left < 0:
-            raise _Broken("its lists are too long")
+        self._charge(values.nbytes)
+        return tuple(values.tolist())
 
     def _tensor(self, tensor: Any, buffers: tuple[memoryview, ...]) -> Tensor:
         name = self._text(tensor.Name())
@@ -319,9 +316,9 @@ class _Reader:
         scales = table.ScaleAsNumpy()
         if isinstance(scales, int) or scales is None:
             return (), ()
-        self._spend(len(scales))
+        self._charge(scales.nbytes)
         zeros = self._numbers(table.ZeroPointAsNumpy())
-        steps = tuple(float(value) for value in scales)
+        steps: tuple[float, ...] = tuple(scales.tolist())
         if not all(math.isfinite(step) and step >= 0 for step in steps):
             raise _Broken(f"tensor {name!r} is quantised in steps of {min(steps)}")
         return steps, zeros or (0,) * len(steps)

@@ -46,3 +46,76 @@ def blobs(tmp_path):
         )
 
     return make
+
+
+@pytest.fixture(scope="session")
+def dense_tflite():
+    """Write y = W x as a TFLite file by the schema's own classes, as other makers might."""
+    import flatbuffers
+    from ai_edge_litert import schema_py_generated as schema
+
+    codes = {"float32": 0, "int8": 9, "uint8": 3}
+
+    def make(dtype="float32", *, rows=1, beside=False, names=("x", "w", "y"), note=""):
+        """Return the bytes; `beside` puts the weights behind the flatbuffer, as litert does."""
+        weights = np.linspace(-1, 1, 12, dtype=np.float32).reshape(3, 4)
+        stored = weights if dtype == "float32" else np.rint(weights * 100).astype(np.int8)
+        stored_code = codes["float32" if dtype == "float32" else "int8"]
+
+        def tensor(name, shape, index, scale, code):
+            made = schema.TensorT()
+            made.name, made.shape, made.type, made.buffer = name, shape, code, index
+            if rows < 0 and index != 2:
+                made.shapeSignature = [-1, *shape[1:]]
+            if dtype != "float32":
+                made.quantization = schema.QuantizationParametersT()
+                made.quantization.scale = [scale]
+                made.quantization.zeroPoint = [128 if code == codes["uint8"] else 0]
+            return made
+
+        def buffer(values=None):
+            made = schema.BufferT()
+            if values is not None:
+                made.data = np.frombuffer(values, np.uint8)
+            return made
+
+        count = max(rows, 1)
+        graph = schema.SubGraphT()
+        graph.tensors = [
+            tensor(names[0], [count, 4], 1, 0.02, codes[dtype]),
+            tensor(names[1], [3, 4], 2, 0.01, stored_code),
+            tensor(names[2], [count, 3], 3, 0.05, codes[dtype]),
+        ]
+        operator = schema.OperatorT()
+        operator.opcodeIndex, operator.inputs, operator.outputs = 0, [0, 1, -1], [2]
+        operator.builtinOptionsType = schema.BuiltinOptions.FullyConnectedOptions
+        operator.builtinOptions = schema.FullyConnectedOptionsT()
+        graph.operators, graph.inputs, graph.outputs = [operator], [0], [2]
+        code = schema.OperatorCodeT()
+        code.builtinCode = code.deprecatedBuiltinCode = schema.BuiltinOperator.FULLY_CONNECTED
+        code.version = 1 if dtype == "float32" else 4
+        model = schema.ModelT()
+        model.version, model.operatorCodes, model.subgraphs = 3, [code], [graph]
+        model.buffers = [buffer(), buffer(), buffer(stored.tobytes()), buffer()]
+        if note:
+            model.description = note
+            entry = schema.MetadataT()
+            entry.name, entry.buffer = note, 4
+            model.metadata = [entry]
+            model.buffers.append(buffer(note.encode()))
+        if beside:
+            held = model.buffers[2]
+            held.data, held.offset, held.size = None, 1 << 30, stored.nbytes
+
+        def packed():
+            builder = flatbuffers.Builder(1024)
+            builder.Finish(model.Pack(builder), b"TFL3")
+            return bytes(builder.Output())
+
+        if not beside:
+            return packed()
+        # The offset has a fixed width: the length is the same with any value.
+        held.offset = -(-len(packed()) // 16) * 16
+        return packed().ljust(held.offset, b"\0") + stored.tobytes()
+
+    return make

@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from flatsat.cache import default_cache_dir
 from flatsat.compressors.base import Network, StepContext
 from flatsat.compressors.converter_env import ensure_converter, find_converter
-from flatsat.compressors.importing import import_model
 from flatsat.compressors.recipe import RecipeKeyError, from_mapping
 from flatsat.compressors.tflite_lower import TfliteInt8, TfliteLower
 from flatsat.compressors.tflite_model import inspect, run_host
 from flatsat.datasets.nets import build
 from flatsat.datasets.workload import Split, workload
-from flatsat.errors import InfrastructureError, ModelError, RecipeError
+from flatsat.errors import InfrastructureError, RecipeError
 from flatsat.layouts import NHWC, for_model, from_model
 from flatsat.progress import NoProgress
 from flatsat.tensors import TensorSpec
@@ -152,92 +150,3 @@ def test_what_is_quantised_comes_back_within_half_a_step(
 def test_values_beyond_the_range_saturate() -> None:
     spec = TensorSpec("x", "int8", (1, 2), 1.0, 0)
     assert for_model(np.array([[1e9, -1e9]]), spec, "").tolist() == [[127, -128]]
-
-
-# Files of any origin
-
-
-@pytest.fixture(scope="session")
-def small_file() -> bytes:
-    """Return a dense layer as a float TFLite file, written by the schema's own classes."""
-    import flatbuffers
-    from ai_edge_litert import schema_py_generated as schema
-
-    def buffer(values: np.ndarray[Any, Any] | None) -> Any:
-        made = schema.BufferT()
-        if values is not None:
-            made.data = values.view(np.uint8).ravel()
-        return made
-
-    def tensor(name: str, shape: list[int], index: int) -> Any:
-        made = schema.TensorT()
-        made.name, made.shape, made.type, made.buffer = name, shape, 0, index
-        return made
-
-    weights = np.linspace(-1, 1, 12, dtype=np.float32).reshape(3, 4)
-    graph = schema.SubGraphT()
-    graph.tensors = [tensor("x", [1, 4], 1), tensor("w", [3, 4], 2), tensor("y", [1, 3], 3)]
-    operator = schema.OperatorT()
-    operator.opcodeIndex, operator.inputs, operator.outputs = 0, [0, 1, -1], [2]
-    operator.builtinOptionsType = schema.BuiltinOptions.FullyConnectedOptions
-    operator.builtinOptions = schema.FullyConnectedOptionsT()
-    graph.operators, graph.inputs, graph.outputs = [operator], [0], [2]
-    code = schema.OperatorCodeT()
-    code.builtinCode = code.deprecatedBuiltinCode = schema.BuiltinOperator.FULLY_CONNECTED
-    code.version = 1
-    model = schema.ModelT()
-    model.version, model.operatorCodes, model.subgraphs = 3, [code], [graph]
-    model.buffers = [buffer(None), buffer(None), buffer(weights), buffer(None)]
-    builder = flatbuffers.Builder(1024)
-    builder.Finish(model.Pack(builder), b"TFL3")
-    return bytes(builder.Output())
-
-
-def test_a_file_tells_its_signature_and_counts(small_file: bytes) -> None:
-    info = inspect(small_file, "small.tflite")
-    assert info.inputs == (TensorSpec("x", "float32", (1, 4)),)
-    assert info.outputs == (TensorSpec("y", "float32", (1, 3)),)
-    assert (info.nodes, info.params, info.macs) == (1, 12, 12)
-    found = run_host(small_file, np.ones((2, 4), np.float32))
-    assert found.shape == (2, 3)
-
-
-def test_any_tflite_file_becomes_a_candidate_by_its_content(
-    small_file: bytes, tmp_path: Path
-) -> None:
-    path = tmp_path / "model with spaces.bin"
-    path.write_bytes(small_file)
-    goldens = tmp_path / "goldens.npz"
-    x = np.ones((2, 4), np.float32)
-    np.savez(goldens, **{"in:x": x, "out:y": run_host(small_file, x)})
-    candidate = import_model(path, goldens, tmp_path / "candidates")
-    (artifact,) = candidate.artifacts
-    assert (artifact.format, artifact.role, artifact.opset) == ("tflite", "imported", None)
-    assert (candidate.folder / artifact.file).read_bytes() == small_file
-    assert candidate.params == 12
-    assert artifact.agreement is not None
-
-
-@given(cut=st.integers(0, 10_000))
-def test_a_cut_file_is_one_clear_error(small_file: bytes, cut: int) -> None:
-    data = small_file[: min(cut, len(small_file) - 1)]
-    try:
-        inspect(data, "cut.tflite")
-    except ModelError as error:
-        assert "\n" not in error.message
-        assert error.message.startswith("cut.tflite")
-
-
-@settings(max_examples=300)
-@given(data=st.data())
-def test_a_damaged_file_is_read_or_refused_and_never_more(
-    small_file: bytes, data: st.DataObject
-) -> None:
-    damaged = bytearray(small_file)
-    for _ in range(data.draw(st.integers(1, 6))):
-        at = data.draw(st.integers(8, len(damaged) - 1))
-        damaged[at] = data.draw(st.integers(0, 255))
-    try:
-        inspect(bytes(damaged), "bad.tflite")
-    except ModelError as error:
-        assert "\n" not in error.message
