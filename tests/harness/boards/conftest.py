@@ -108,6 +108,7 @@ class Wire:
         self.errors: list[Exception] = []
         self._uploads: list[tuple[int, Act]] = []
         self._jobs: list[tuple[str, Act]] = []
+        self._closings: list[Act] = []
 
     def in_mid_upload(self, act: Act, after_bytes: int = 1 << 20) -> None:
         """Call `act` once, when a link has taken so many bytes."""
@@ -119,6 +120,10 @@ class Wire:
         Several strike at one start after the other.
         """
         self._jobs.append((job_id, act))
+
+    def when_given_up(self, act: Act) -> None:
+        """Call `act` once, when a link is closed."""
+        self._closings.append(act)
 
     async def wrote(self, size: int) -> None:
         self.sent[-1] += size
@@ -133,6 +138,10 @@ class Wire:
             self._jobs.remove(entry)
             await self._strike(entry[1])
 
+    async def closing(self) -> None:
+        while self._closings:
+            await self._strike(self._closings.pop())
+
     async def _strike(self, act: Act) -> None:
         try:
             await act()
@@ -143,7 +152,7 @@ class Wire:
     @property
     def armed(self) -> bool:
         """Whether a fault has not struck yet."""
-        return bool(self._uploads or self._jobs)
+        return bool(self._uploads or self._jobs or self._closings)
 
 
 def watched(link: type[Any], wire: Wire) -> type[Any]:
@@ -166,6 +175,10 @@ def watched(link: type[Any], wire: Wire) -> type[Any]:
                 if frame.type == Type.STARTED:
                     await wire.started(json.loads(frame.payload)["job_id"])
             return data
+
+        async def close(self) -> None:
+            await wire.closing()
+            await super().close()
 
     return Watched
 
@@ -348,9 +361,14 @@ class Guest:
 
 
 @pytest.fixture
-def guest(booted_board: Any, board_image: Any, tmp_path: Path) -> Guest:
+def guest(booted_board: Any, board_image: Any, tmp_path: Path) -> Iterator[Guest]:
+    """Look into the board that is up; it runs, and its cable is in, when the test is over."""
     booted_board.bring_up()
-    return Guest(booted_board, board_image, tmp_path)
+    found = Guest(booted_board, board_image, tmp_path)
+    yield found
+    booted_board.bring_up()
+    asyncio.run(found.switch("set_link", name="n0", up=True)())
+    asyncio.run(found.switch("cont")())
 
 
 @pytest.fixture
