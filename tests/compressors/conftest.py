@@ -8,9 +8,13 @@ import numpy as np
 import pytest
 import torch
 
+from flatsat.cache import default_cache_dir
 from flatsat.compressors.base import StepContext
+from flatsat.compressors.converter_env import ensure_converter
 from flatsat.datasets.splits import Split
 from flatsat.datasets.workload import workload
+from flatsat.errors import InfrastructureError
+from flatsat.progress import NoProgress
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -46,6 +50,17 @@ def blobs(tmp_path):
         )
 
     return make
+
+
+@pytest.fixture(scope="session")
+def converter_cache():
+    """Return the user's cache with the TFLite converter in it; skip where it can't be had."""
+    folder = default_cache_dir()
+    try:
+        ensure_converter(folder, NoProgress())
+    except InfrastructureError as error:
+        pytest.skip(f"no TFLite converter: {error}")
+    return folder
 
 
 @pytest.fixture(scope="session")

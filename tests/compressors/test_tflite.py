@@ -1,8 +1,7 @@
-"""TensorFlow Lite files: made from networks, read without running, imported."""
+"""Networks lowered to TensorFlow Lite, in floats and in integers; and the layouts of both."""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -11,36 +10,21 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flatsat.cache import default_cache_dir
 from flatsat.compressors.base import Network, StepContext
-from flatsat.compressors.converter_env import ensure_converter, find_converter
 from flatsat.compressors.recipe import RecipeKeyError, from_mapping
 from flatsat.compressors.tflite_lower import TfliteInt8, TfliteLower
 from flatsat.compressors.tflite_model import inspect, run_host
 from flatsat.datasets.nets import build
 from flatsat.datasets.workload import Split, workload
-from flatsat.errors import InfrastructureError, RecipeError
+from flatsat.errors import RecipeError
 from flatsat.layouts import NHWC, for_model, from_model
-from flatsat.progress import NoProgress
 from flatsat.tensors import TensorSpec
 
 converter = pytest.mark.converter
 
 
 @pytest.fixture(scope="session")
-def cache_dir() -> Path:
-    """Return the user's cache with the converter in it, or skip where it can't be had."""
-    folder = default_cache_dir()
-    try:
-        ensure_converter(folder, NoProgress())
-    except InfrastructureError as error:
-        if find_converter(folder) is None:
-            pytest.skip(f"no TFLite converter: {error}")
-    return folder
-
-
-@pytest.fixture(scope="session")
-def ctx(cache_dir: Path) -> StepContext:
+def ctx(converter_cache: Path) -> StepContext:
     draw = np.random.default_rng(0)
 
     def split(name: str, n: int) -> Split:
@@ -54,7 +38,7 @@ def ctx(cache_dir: Path) -> StepContext:
         calibration=split("calibration", 32),
         validation=split("validation", 24),
         seed=0,
-        cache_dir=cache_dir,
+        cache_dir=converter_cache,
     )
 
 
@@ -102,19 +86,6 @@ def test_a_network_that_the_converter_does_not_know_is_refused_in_one_line(
         TfliteLower(TfliteLower.Params(goldens=2)).lower(Network(Odd(), (1, 28, 28)), tmp_path, ctx)
     assert "\n" not in str(caught.value)
     assert not list(tmp_path.iterdir())
-
-
-def test_without_an_index_the_converter_says_so_and_leaves_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in list(os.environ):
-        if name.startswith("PIP_"):
-            monkeypatch.delenv(name)
-    monkeypatch.setenv("PIP_NO_INDEX", "1")
-    monkeypatch.setenv("PIP_NO_CACHE_DIR", "1")
-    with pytest.raises(InfrastructureError, match="converter can't be installed"):
-        ensure_converter(tmp_path, NoProgress())
-    assert not [path for path in (tmp_path / "converter").iterdir() if path.suffix != ".lock"]
 
 
 def test_int8_of_a_tflite_file_takes_that_pass_and_its_parameters() -> None:
