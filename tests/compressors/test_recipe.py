@@ -279,6 +279,31 @@ def test_int8_alone_keeps_no_float_file(tmp_path: Path, cache_dir: Path) -> None
     assert len(list(made.folder.glob("goldens/*"))) == 1
 
 
+@pytest.mark.converter
+@pytest.mark.slow
+def test_the_int8_files_of_two_formats_tell_their_own_story(
+    tmp_path: Path, cache_dir: Path, converter_cache: Path
+) -> None:
+    if not (cache_dir / "converter").exists():
+        (cache_dir / "converter").symlink_to(converter_cache / "converter")
+    lower = [{"to": to, "int8": {"n": 64}} for to in ("onnx", "tflite")]
+    spec = from_mapping("two", {**CHEAP, "step": [], "lower": lower})
+    made = load_candidate(build(spec, 0, candidates_dir=tmp_path, cache_dir=cache_dir))
+    assert [(a.format, a.role) for a in made.artifacts] == [("onnx", "int8"), ("tflite", "int8")]
+    told = {entry["step"]: entry for entry in made.history[1:]}
+    assert list(told) == ["int8", "tflite-int8"]
+    for (step, entry), artifact in zip(told.items(), made.artifacts, strict=True):
+        assert (entry["artifact"], entry["format"]) == (artifact.sha256, artifact.format), step
+        assert entry["top1_agreement_with_float"] > 0.97
+    accuracy = made.accuracy_host
+    assert accuracy["validation/int8/tflite"] == told["tflite-int8"]["accuracy_validation"]
+    assert abs(accuracy["validation/int8"] - accuracy["validation"]) < 0.02
+    assert abs(accuracy["validation/int8/tflite"] - accuracy["validation"]) < 0.02
+    # The float files were only on the way.
+    assert len(list(made.folder.glob("*.tflite"))) == len(list(made.folder.glob("*.onnx"))) == 1
+    assert len(list(made.folder.glob("goldens/*"))) == 2
+
+
 def test_building_again_does_no_work(tmp_path: Path, cache_dir: Path) -> None:
     spec = from_mapping("cheap", CHEAP)
     folder = build(spec, 0, candidates_dir=tmp_path, cache_dir=cache_dir)
