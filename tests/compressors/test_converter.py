@@ -160,7 +160,7 @@ def test_without_an_index_the_converter_says_so_and_leaves_nothing(tmp_path: Pat
         ensure_converter(tmp_path, told)
     assert "\n" not in str(caught.value)
     # The size was said before pip was asked for anything.
-    assert f"{DOWNLOAD_MB} MB to fetch, {DISK_MB} MB on disk" in told.lines[0]
+    assert f"{DOWNLOAD_MB} MB to fetch, up to {DISK_MB} MB on disk" in told.lines[0]
     assert find_converter(tmp_path) is None
     assert not [path for path in (tmp_path / "converter").iterdir() if path.suffix != ".lock"]
 

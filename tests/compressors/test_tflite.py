@@ -88,6 +88,26 @@ def test_a_network_that_the_converter_does_not_know_is_refused_in_one_line(
     assert not list(tmp_path.iterdir())
 
 
+@converter
+@pytest.mark.slow
+def test_a_file_that_would_compute_in_floats_is_no_int8_file(
+    ctx: StepContext, tmp_path: Path
+) -> None:
+    class Floor(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.dense = torch.nn.Linear(784, 10)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.floor(self.dense(x.flatten(1)))
+
+    net = Network(Floor().eval(), (1, 28, 28))
+    floats = TfliteLower(TfliteLower.Params(goldens=4)).lower(net, tmp_path, ctx)
+    with pytest.raises(RecipeError, match="leaves FLOOR in floating point"):
+        TfliteInt8(TfliteInt8.Params(n=8)).apply(floats, tmp_path, ctx)
+    assert [path.name for path in tmp_path.glob("*.tflite")] == [floats.file]
+
+
 def test_int8_of_a_tflite_file_takes_that_pass_and_its_parameters() -> None:
     recipe = {"workload": "mnist-mini/lenet5", "lower": [{"to": "tflite", "int8": {"n": 8}}]}
     (lower,) = from_mapping("r", recipe).lowers
