@@ -154,6 +154,7 @@ def test_wrong_values_are_one_line(dense_tflite: Make) -> None:
     assert "\n" not in str(caught.value)
 
 
+@settings(deadline=None)
 @given(cut=st.integers(0, 10_000), beside=st.booleans())
 def test_a_cut_file_is_one_clear_error(dense_tflite: Make, cut: int, beside: bool) -> None:
     data = dense_tflite(beside=beside)
@@ -165,7 +166,7 @@ def test_a_cut_file_is_one_clear_error(dense_tflite: Make, cut: int, beside: boo
         assert error.message.startswith("cut.tflite")
 
 
-@settings(max_examples=300, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
 def test_a_damaged_file_is_read_or_refused_and_never_more(
     dense_tflite: Make, data: st.DataObject
@@ -181,6 +182,7 @@ def test_a_damaged_file_is_read_or_refused_and_never_more(
         assert "\n" not in error.message
 
 
+@settings(deadline=None)
 @given(noise=st.binary(max_size=400))
 def test_noise_behind_the_magic_is_read_or_refused(noise: bytes) -> None:
     try:
