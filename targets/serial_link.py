@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _CLOSE_S = 3.0
+_KILL_LINE = b"\x15"
 _SEEN_BYTES = 256
 
 
@@ -171,15 +172,18 @@ class _AgentLine:
 
     async def close(self) -> None:
         """Have the agent go, if it has not gone, and see it gone."""
-        deadline = time.monotonic() + _CLOSE_S
         with contextlib.suppress(LinkDown):
             if self._ended is None:
                 await self._port.write(LEAVE * 3, _CLOSE_S)
-            while self._ended is None:
-                with contextlib.suppress(LinkTimeout):
-                    await self.read(0.1)
-                if time.monotonic() > deadline:
-                    return
+                await self._see_it_gone(_CLOSE_S)
+                # It may have gone by itself, and the shell have got our words: strike them out.
+                await self._port.write(_KILL_LINE, _CLOSE_S)
+
+    async def _see_it_gone(self, patience_s: float) -> None:
+        deadline = time.monotonic() + patience_s
+        while self._ended is None and time.monotonic() < deadline:
+            with contextlib.suppress(LinkTimeout):
+                await self.read(0.1)
 
     def last_words(self) -> str:
         """Return the last line of text that came."""

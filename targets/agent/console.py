@@ -54,6 +54,8 @@ class Console:
             mode: List[Any] = termios.tcgetattr(self.fd)
             mode[2] = self._control
             termios.tcsetattr(self.fd, termios.TCSANOW, mode)
+            # What the host still sent to us would be the beginning of somebody's next command.
+            termios.tcflush(self.fd, termios.TCIFLUSH)
             console_mode(self.fd)
         except termios.error:
             # It has been hung up.

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict
+import errno
+from typing import Any, Dict, Optional
 
 _LONGEST = 500
+_MEMORY_WORDS = ("cannot allocate memory", "failed to map segment", "can't start new thread")
 
 
 def one_line(text: str) -> str:
@@ -53,3 +55,18 @@ def out_of_memory(message: str) -> AgentFault:
         message,
         "use a smaller model or batch, or raise plan.memory_limit_bytes",
     )
+
+
+def wants_memory(error: BaseException) -> bool:
+    """Say whether this error, or one that it came from, is the want of memory under another name.
+
+    A library that can't be mapped is an ImportError, a thread without a stack a RuntimeError.
+    """
+    seen: Optional[BaseException] = error
+    while seen is not None:
+        if isinstance(seen, MemoryError) or getattr(seen, "errno", None) == errno.ENOMEM:
+            return True
+        if any(words in str(seen).lower() for words in _MEMORY_WORDS):
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False

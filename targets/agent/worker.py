@@ -16,7 +16,7 @@ import sys
 import time
 from typing import Any, Callable, Dict, List, Mapping, Optional
 
-from .faults import AgentFault, one_line, out_of_memory
+from .faults import AgentFault, one_line, out_of_memory, wants_memory
 from .result import LENGTH, Result, usage_json
 from .runtimes import Runtime, make_runtime
 
@@ -45,22 +45,26 @@ def work(orders: Mapping[str, Any], runtime: Callable[[], Runtime]) -> None:
         _check_version(ready, spec)
         result.head["runtime"] = {"name": ready.name, "version": ready.version}
         result.head["numpy"] = str(sys.modules["numpy"].__version__)
-        _limit_memory(spec["plan"].get("memory_limit_bytes"))
+        # Before the limit: what the agent itself needs is not the candidate's to pay.
         from .kinds import KINDS
 
+        _limit_memory(spec["plan"].get("memory_limit_bytes"))
         KINDS[spec["kind"]](ready, orders, result)
     except AgentFault as fault:
         result.head["fault"] = fault.to_json()
         result.head["fault_evidence"] = fault.evidence
-    except MemoryError:
-        result.head["fault"] = out_of_memory("a process ran into its memory limit").to_json()
     except Exception as error:
-        result.head["fault"] = AgentFault(
-            "harness",
-            "agent-error",
-            "the agent's worker failed: %s: %s" % (type(error).__name__, error),
-            "please report it with the job's evidence",
-        ).to_json()
+        _unlimit_memory()
+        if wants_memory(error):
+            said = out_of_memory("a process ran into its memory limit")
+        else:
+            said = AgentFault(
+                "harness",
+                "agent-error",
+                "the agent's worker failed: %s: %s" % (type(error).__name__, error),
+                "please report it with the job's evidence",
+            )
+        result.head["fault"] = said.to_json()
         result.head["fault_evidence"] = {"traceback": _traceback()}
     _unlimit_memory()
     result.write(orders["result"])

@@ -50,9 +50,10 @@ def test_runs_are_compared_by_what_they_recorded(two: Flatsat) -> None:
         assert two("measure", "small", *quick).code == 0
     ids = [run["run_id"] for run in json.loads(two("runs", "list", "--json").out)["runs"]]
     said = two("compare", ids[1], "last", "--within", "99%", "--json")
-    assert said.code == 0, said.err
     (row,) = json.loads(said.out)["rows"]
-    assert (row["candidate"], row["verdict"], row["paired"]) == ("small", "equal", False)
+    # On a machine that is busy just then, three processes a side may not tell.
+    assert said.code == {"equal": 0, "inconclusive": 4}[row["verdict"]], said.err
+    assert (row["candidate"], row["paired"]) == ("small", False)
     assert "not interleaved" in row["why"]
     assert two("measure", "large", *quick).code == 0
     assert "nothing of the same name" in two("compare", ids[0], "last").error

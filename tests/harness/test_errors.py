@@ -212,6 +212,8 @@ def test_ctrl_c_ends_a_measurement_in_one_line(dense_file: Onnx, tmp_path: Path)
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # What was started in the background of a shell would ignore it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stderr is not None
     assert process.stderr.readline().startswith("measure: 0 %")

@@ -38,11 +38,11 @@ async def test_a_login_of_ours_ends_with_the_session(
         someone = console(line)
         someone.type("\n")
         someone.until("login: ")
-    # The second time nothing is brought over.
+    # The second time no agent is brought over; how quick the line is, is tried each time.
     before = line.tell()["up"]
     session = await start(line)
     await session.close()
-    assert line.tell()["up"] - before < 20_000
+    assert line.tell()["up"] - before < before / 2
     (archive,) = (tmp_path / "a store").glob("flatsat-agent-*.pyz")
     assert archive.stat().st_size > 50_000
 
@@ -57,9 +57,8 @@ async def test_a_shell_that_somebody_left_open_stays_open(
     session = await start(line)
     await session.close()
     someone = console(line)
-    someone.type("echo $((6*7)); stty -a\n")
-    shown = someone.until(" echo ")
-    assert "42" in shown
+    someone.type("stty -a; echo $((6*7))\n")
+    shown = someone.until("\n42")
     assert " icanon" in shown
     assert "login:" not in shown
 
