@@ -159,23 +159,24 @@ class SerialShell:
             if not self.noisy:
                 # Long pieces only as long as nothing goes wrong.
                 long, i = text[at : at + _LONG_PIECE], len(pieces)
-                if await self._does(f"q{i}='{long}';echo \"$m<$q{i}>\"", long, end):
+                if await self._does(f"q{i:03}='{long}';echo \"$m<$q{i:03}>\"", long, end):
                     pieces.append(long)
                     continue
             piece, i = text[at : at + _SHORT_PIECE], len(pieces)
-            await self._insist(f"q{i}='{piece}';echo \"$m<$q{i}>\"", piece, end)
+            # Names of one length: what a lost digit leaves is no other piece's name.
+            await self._insist(f"q{i:03}='{piece}';echo \"$m<$q{i:03}>\"", piece, end)
             pieces.append(piece)
         # Joined in two steps, so that no line gets long; lengths show whether it went well.
         groups = range(0, len(pieces), _GROUP)
         for group, first in enumerate(groups):
             some = range(first, min(first + _GROUP, len(pieces)))
-            parts = "".join(f"$q{i}" for i in some)
+            parts = "".join(f"$q{i:03}" for i in some)
             await self._insist(
-                f'r{group}="{parts}";echo "$m<{group}:${{#r{group}}}>"',
+                f'r{group:03}="{parts}";echo "$m<{group}:${{#r{group:03}}}>"',
                 f"{group}:{sum(len(pieces[i]) for i in some)}",
                 end,
             )
-        parts = "".join(f"$r{group}" for group in range(len(groups)))
+        parts = "".join(f"$r{group:03}" for group in range(len(groups)))
         await self._insist(f'{name}="{parts}";echo "$m<${{#{name}}}>"', str(len(text)), end)
 
     async def ask(self, words: str, end: float) -> str:
