@@ -1,4 +1,4 @@
-"""Networks that FlatSat did not make: any ONNX or TFLite file becomes a candidate."""
+"""Networks that FlatSat did not make: any ONNX, TFLite or sparse-c file becomes a candidate."""
 
 from __future__ import annotations
 
@@ -26,6 +26,9 @@ from flatsat.compressors.candidate import (
     writing,
 )
 from flatsat.compressors.onnx_model import ModelInfo, embedded, inspect, output_step, parse
+from flatsat.compressors.sparse_program import FORMAT as SPARSE
+from flatsat.compressors.sparse_program import Program, is_sparse_program
+from flatsat.compressors.sparse_read import read as read_sparse
 from flatsat.compressors.tflite_model import inspect as inspect_tflite
 from flatsat.compressors.tflite_model import is_tflite, read
 from flatsat.errors import ModelError
@@ -43,7 +46,7 @@ if TYPE_CHECKING:
 def import_model(
     path: Path, goldens: Path | None, candidates_dir: Path, name: str | None = None
 ) -> Candidate:
-    """Make a candidate of role "imported" from an ONNX or a TFLite file.
+    """Make a candidate of role "imported" from an ONNX or a TFLite file or a sparse program.
 
     Which it is, the content says, not the name.
 
@@ -172,7 +175,7 @@ class _Model:
     """A model file of any format, read.
 
     Attributes:
-        format: "onnx" or "tflite".
+        format: "onnx", "tflite" or "sparse-c".
         data: all of it, weights from other files included.
         info: its signature and counts.
         opset, ir: of ONNX files.
@@ -182,7 +185,7 @@ class _Model:
 
     format: str
     data: bytes
-    info: ModelInfo | TfliteInfo
+    info: ModelInfo | TfliteInfo | Program
     opset: int | None
     ir: int | None
     history: Mapping[str, object]
@@ -192,10 +195,13 @@ class _Model:
 def _read(path: Path) -> _Model:
     try:
         with path.open("rb") as stream:
-            lite = is_tflite(stream.read(8))
+            head = stream.read(8)
     except OSError:
-        lite = False
-    if lite:
+        head = b""
+    if is_sparse_program(head):
+        program, data = read_sparse(path)
+        return _Model(SPARSE, data, program, None, None, {"step": "import"}, policy(None))
+    if is_tflite(head):
         data = read(path)
         found = inspect_tflite(data, str(path))
         dtypes = [spec.dtype for spec in found.outputs]

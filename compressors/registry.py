@@ -92,6 +92,12 @@ _STEPS = (
         "tflite", "lower", "tflite_lower:TfliteLower", "write TensorFlow Lite, checked likewise"
     ),
     StepEntry(
+        "sparse-c",
+        "lower",
+        "sparse_lower:SparseLower",
+        "write a program for runtime sparse-c, whose zero weights cost no time",
+    ),
+    StepEntry(
         "int8",
         "pass",
         "onnx_int8:OnnxInt8",

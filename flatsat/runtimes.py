@@ -5,11 +5,17 @@ from __future__ import annotations
 from types import MappingProxyType
 
 FORMATS = MappingProxyType(
-    {"onnxruntime": "onnx", "litert": "tflite", "tflite-runtime": "tflite", "fault": "fault"}
+    {
+        "onnxruntime": "onnx",
+        "litert": "tflite",
+        "tflite-runtime": "tflite",
+        "sparse-c": "sparse-c",
+        "fault": "fault",
+    }
 )
 """Runtime -> format of the files that it executes; the first of a format is its default."""
 
-_PROVIDERS = MappingProxyType({"onnxruntime": "CPUExecutionProvider"})
+_PROVIDERS = MappingProxyType({"onnxruntime": "CPUExecutionProvider", "sparse-c": "cpu"})
 
 
 def takes(runtime: str, format_: str) -> bool:

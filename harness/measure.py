@@ -191,7 +191,7 @@ def resolve_model(lab: Lab, model: str) -> tuple[Candidate, str]:
         return candidate, candidate.name
     if path.exists():
         return _import(lab, path), path.name
-    if path.suffix in (".onnx", ".tflite") or os.sep in model:
+    if path.suffix in (".onnx", ".tflite", ".sparse-c") or os.sep in model:
         raise UsageError(f"no such file: {path}", hint=_similar(path))
     candidate = lab.candidate(model)
     return candidate, candidate.name
@@ -260,7 +260,7 @@ def _import(lab: Lab, path: Path) -> Candidate:
     from flatsat.compressors.importing import import_model
     from flatsat.compressors.onnx_model import load, opset
 
-    if _is_tflite(path):
+    if _is_no_onnx(path):
         return import_model(path, None, lab.candidates_dir)
     version, newest = opset(load(path)), defs.onnx_opset_version()
     if version > newest:
@@ -271,13 +271,14 @@ def _import(lab: Lab, path: Path) -> Candidate:
     return import_model(path, None, lab.candidates_dir)
 
 
-def _is_tflite(path: Path) -> bool:
-    """Return whether a file says of itself that it is a TensorFlow Lite model."""
+def _is_no_onnx(path: Path) -> bool:
+    """Return whether a file says of itself that it is a TFLite model or a sparse program."""
     try:
         with path.open("rb") as stream:
-            return stream.read(8)[4:] == b"TFL3"
+            head = stream.read(8)
     except OSError:
         return False
+    return head[4:] == b"TFL3" or head == b"FlatSprs"
 
 
 def _similar(path: Path) -> str | None:
