@@ -31,8 +31,9 @@ from flatsat.compressors.candidate import (
     save,
     writing,
 )
-from flatsat.compressors.graph import LayerInfo, count, layers
+from flatsat.compressors.graph import count, layers
 from flatsat.compressors.onnx_model import run_host
+from flatsat.compressors.pictures import first_dense, pictures, put_pictures
 from flatsat.compressors.recipe import (
     LowerSpec,
     RecipeKeyError,
@@ -133,13 +134,15 @@ def _make(
         progress=progress,
     )
     network, reference_train_s = _start(spec, ctx)
+    before = network.module if network.history else None
     cpu_started = time.process_time()
     network = _transform(spec, network, ctx)
     artifacts, passes = _lower(spec, network, folder, ctx)
     cpu_s = time.process_time() - cpu_started
     found = layers(network.module, network.input_shape)
     params, nonzeros, macs = count(network.module, network.input_shape)
-    put_masks(folder, _pictures(network, found))
+    put_masks(folder, first_dense(network, found))
+    put_pictures(folder, pictures(network, found, before))
     history = (*network.history, *passes)
     on_host = {"validation": evaluate(network.module, splits.validation)}
     for told in passes:
@@ -307,16 +310,6 @@ def _host_accuracy(path: Path, artifact: Artifact, ctx: StepContext) -> float:
         logits = run_host(path, {source: np.array(split.x[start:end])})[target]
         right += int((logits.argmax(axis=1) == split.y[start:end]).sum())
     return right / len(split)
-
-
-def _pictures(network: Network, found: list[LayerInfo]) -> Mapping[str, np.ndarray[Any, Any]]:
-    """Return the sparsity picture of the first dense layer, if the network has one."""
-    for info in found:
-        if info.kind == "fc":
-            weight = network.module.get_submodule(info.name).weight
-            assert isinstance(weight, torch.Tensor)
-            return {info.name: (weight.detach() != 0).numpy()}
-    return {}
 
 
 def _summed(history: tuple[Mapping[str, object], ...], key: str) -> int:

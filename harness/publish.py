@@ -11,7 +11,6 @@ from flatsat.errors import FlatSatError
 if TYPE_CHECKING:
     from flatsat.harness.lab import Lab
     from flatsat.reports.comparison import Comparison
-    from flatsat.reports.model import MaskPicture
     from flatsat.reports.rows import Store
 
 
@@ -25,15 +24,16 @@ def status(lab: Lab, store: Store, run_id: str) -> None:
 
 def report(lab: Lab, store: Store, run_id: str) -> Path:
     """Write a run's page and tables, and the index; return the page's path."""
+    from flatsat.harness.survey import survey_of
     from flatsat.reports.collect import collect
     from flatsat.reports.exports import export_run
     from flatsat.reports.pages import render_run
 
-    masks = masks_of(lab, store, run_id)
+    masks, survey = survey_of(lab, store, run_id)
     folder = lab.run_dir(run_id)
     page = page_of(lab, run_id)
     comparisons = comparisons_of(store, run_id)
-    render_run(collect(store, run_id, masks=masks, comparisons=comparisons), page)
+    render_run(collect(store, run_id, masks=masks, survey=survey, comparisons=comparisons), page)
     export_run(store, run_id, folder)
     status(lab, store, run_id)
     return page
@@ -71,32 +71,3 @@ def quietly_mark(lab: Lab, store: Store, run_id: str, state: str) -> None:
         status(lab, store, run_id)
     except (FlatSatError, OSError):
         return
-
-
-def masks_of(lab: Lab, store: Store, run_id: str) -> dict[str, MaskPicture]:
-    """Return the sparsity picture of each pruned candidate's first dense layer.
-
-    A candidate whose folder is gone or was changed has none: its measurements stand all the same.
-    """
-    import numpy as np
-
-    from flatsat.compressors.candidate import load_candidate
-    from flatsat.datasets.workload import parse_ref
-    from flatsat.reports.model import MaskPicture
-
-    pictures: dict[str, MaskPicture] = {}
-    for row in store.candidates(run_id):
-        try:
-            masks = load_candidate(lab.candidates_dir / row.candidate_id).masks()
-        except FlatSatError:
-            continue
-        dense = next(((name, m) for name, m in masks.items() if m.ndim == 2), None)
-        if dense is None:
-            continue
-        name, mask = dense
-        rows, cols = (int(n) for n in mask.shape)
-        height, width = parse_ref(row.workload)[0].input.shape[-2:]
-        image = (int(height), int(width)) if int(height) * int(width) == cols else None
-        packed = np.packbits(mask).tobytes()
-        pictures[row.candidate_id] = MaskPicture(name, rows, cols, packed, image)
-    return pictures

@@ -25,6 +25,7 @@ from flatsat.reports.model import (
     MaskPicture,
     RunReport,
 )
+from flatsat.reports.model_survey import StepReport, Survey
 from flatsat.reports.rows import RunCounts
 from flatsat.reports.toml_text import to_toml
 from flatsat.units import SystemClock
@@ -48,6 +49,7 @@ def collect(
     run_id: str,
     *,
     masks: Mapping[str, MaskPicture] | None = None,
+    survey: Survey | None = None,
     comparisons: Sequence[Comparison] = (),
     clock: Clock | None = None,
 ) -> RunReport:
@@ -57,6 +59,7 @@ def collect(
         store: the record.
         run_id: of the run.
         masks: sparsity pictures by candidate_id.
+        survey: what the candidates' folders tell beside the record.
         comparisons: to be shown besides those with the baselines, which are always made.
         clock: tells when the page was made.
 
@@ -113,6 +116,7 @@ def collect(
         boards=across_boards(measured, artifacts),
         regressions=_lines(notes, "regressions"),
         masks=dict(masks or {}),
+        survey=survey or Survey(),
         versions=_versions(run, rows),
         commands=_commands(run, config),
     )
@@ -164,9 +168,21 @@ def _candidates(store: Store, rows: Sequence[CandidateRow]) -> tuple[CandidateRe
                 layers=_layers(row, _reference(row, rows)),
                 recipe=json.dumps(row.recipe, indent=1, ensure_ascii=False) if row.recipe else "",
                 artifacts=tuple((a.sha256, a.format, a.role, a.size_bytes) for a in artifacts),
+                steps=_steps(row),
             )
         )
     return tuple(found)
+
+
+def _steps(row: CandidateRow) -> tuple[StepReport, ...]:
+    """Return the transforms of a candidate's recipe, as far as they are told."""
+    steps = row.recipe.get("steps")
+    return tuple(
+        StepReport(str(step["use"]), dict(params) if isinstance(params, Mapping) else {})
+        for step in (steps if isinstance(steps, Sequence) else ())
+        if isinstance(step, Mapping) and "use" in step
+        for params in (step.get("params"),)
+    )
 
 
 def _reference(row: CandidateRow, rows: Sequence[CandidateRow]) -> CandidateRow | None:

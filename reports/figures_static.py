@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from flatsat.reports.model import MaskPicture
+    from flatsat.reports.model_survey import ImageAtBits
 
 # Mid blue: reads on white and on near-black, so that one picture serves both themes and print.
 _KEPT_RGB = (0x3B, 0x82, 0xE6)
@@ -75,6 +76,13 @@ def density_png(density: NDArray[np.float64]) -> bytes:
     pixels[..., :3] = _KEPT_RGB
     pixels[..., 3] = np.rint(255 * density / top)
     return _png(width, height, 8, 6, [row.tobytes() for row in pixels])
+
+
+def image_png(image: ImageAtBits) -> bytes:
+    """Return an image as a PNG of its own pixels, grey or in colour."""
+    row = image.width * image.channels
+    rows = [image.pixels[i : i + row] for i in range(0, len(image.pixels), row)]
+    return _png(image.width, image.height, 8, 0 if image.channels == 1 else 2, rows)
 
 
 def data_url(png: bytes) -> str:

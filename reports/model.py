@@ -5,7 +5,7 @@ never meet in one ranking or on one axis. A quantity that could not be had is No
 beside it.
 
 What a search writes as the run's note "search" stands in `model_search`, what is known of a board
-and of counted events in `model_board`.
+and of counted events in `model_board`, what candidates' folders tell in `model_survey`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import TYPE_CHECKING
 
+from flatsat.reports.model_survey import StepReport, Survey
 from flatsat.units import TimeKind
 
 if TYPE_CHECKING:
@@ -352,6 +353,7 @@ class CandidateReport:
     recipe: str
     artifacts: tuple[tuple[str, str, str, int], ...]
     """(sha256, format, precision, bytes) of each."""
+    steps: tuple[StepReport, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -426,6 +428,7 @@ class RunReport:
         regressions: what the run's gate found worse than its baseline, one line each.
         siblings: the same search on several boards, each a run of its own.
         masks: by candidate_id.
+        survey: what the candidates' folders tell of the methods.
     """
 
     run_id: str
@@ -450,6 +453,7 @@ class RunReport:
     boards: tuple[BoardsReport, ...] = ()
     regressions: tuple[str, ...] = ()
     masks: Mapping[str, MaskPicture] = field(default_factory=dict)
+    survey: Survey = field(default_factory=Survey)
     versions: tuple[tuple[str, str], ...] = ()
     commands: tuple[str, ...] = ()
 

@@ -22,10 +22,13 @@ from flatsat.reports import (
     caveats,
     figures,
     figures_search,
+    pages_agents,
     pages_boards,
     pages_choices,
     pages_parts,
+    pages_results,
     pages_sections,
+    pages_survey,
     pages_views,
     words,
 )
@@ -38,6 +41,14 @@ if TYPE_CHECKING:
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _SIGNIFICANT = 6
+_PARTS = (
+    ("results", "Methods"),
+    ("sizes", "Size"),
+    ("agents", "Agents"),
+    ("sparsity", "Layers"),
+    ("weights", "Weights"),
+    ("bits", "Bits"),
+)
 
 
 @dataclass(frozen=True)
@@ -70,25 +81,67 @@ def run_html(report: RunReport) -> str:
         drawn |= {f"{part}{view.index}": view.figures[part] for part in parts if view.figures[part]}
     for i, searched in enumerate(searches):
         drawn |= {f"{name}{i}": views_of for name, views_of in searched.figures.items()}
-    page_js, theme_js = _text("page.js"), _text("theme.js")
     heats, masks = pages_views.heats(report), pages_views.mask_views(report)
+    results, sizes = pages_results.results(report), pages_survey.sizes_views(report)
+    agents, bits = pages_agents.agents_views(report), pages_survey.bits_views(report)
+    weights, more_weights = pages_survey.weights_views(report)
+    pruning = pages_survey.pruning_figures(report)
+    drawn |= {
+        f"pruned{i}": {"": pruning[heat.workload]}
+        for i, heat in enumerate(heats)
+        if heat.workload in pruning
+    }
+    drawn |= {view.name: {"": view.figure} for view in sizes}
+    drawn |= {view.name: {"": view.figure} for view in agents if view.figure}
+    parts_there = {
+        "results": bool(results),
+        "sizes": bool(sizes),
+        "agents": bool(agents),
+        "sparsity": bool(heats or masks),
+        "weights": bool(weights),
+        "bits": bool(bits),
+    }
+    return page_html(
+        "run.html",
+        drawn,
+        report=report,
+        title=_title(report),
+        headline=headline_text(report),
+        links=_links(report, clocks, searches, parts_there),
+        clocks=clocks,
+        views=views,
+        smoke_ids={section.board_id for section in report.sections if section.smoke},
+        virtual_dtypes={view.section.board_id for view in views if view.dtypes},
+        searches=searches,
+        choices=pages_choices.choices_view(report.siblings),
+        results=results,
+        sizes=sizes,
+        agents=agents,
+        heats=heats,
+        pruning=pruning,
+        masks=masks,
+        weights=weights,
+        more_weights=more_weights,
+        bits=bits,
+        job_chips=pages_parts.job_chips(report.jobs, report.state),
+    )
+
+
+def page_html(template: str, drawn: dict[str, dict[str, Figure]], **values: object) -> str:
+    """Return a page that carries its own style, scripts and figures.
+
+    Args:
+        template: its name.
+        drawn: figures by name, each with its views by name; also given to the template as `drawn`.
+        values: what else the template shows.
+    """
+    page_js, theme_js = _text("page.js"), _text("theme.js")
     return (
         environment()
-        .get_template("run.html")
+        .get_template(template)
         .render(
-            report=report,
-            title=_title(report),
-            headline=headline_text(report),
-            links=_links(report, clocks, searches, bool(heats or masks)),
-            clocks=clocks,
-            views=views,
-            smoke_ids={section.board_id for section in report.sections if section.smoke},
-            virtual_dtypes={view.section.board_id for view in views if view.dtypes},
-            searches=searches,
-            choices=pages_choices.choices_view(report.siblings),
-            heats=heats,
-            masks=masks,
-            job_chips=pages_parts.job_chips(report.jobs, report.state),
+            **values,
+            drawn=drawn,
             css=_text("page.css"),
             theme_js=theme_js,
             page_js=page_js,
@@ -209,7 +262,7 @@ def _links(
     report: RunReport,
     clocks: list[pages_sections.ClockView],
     searches: list[_SearchView],
-    layers: bool,
+    parts_there: dict[str, bool],
 ) -> list[tuple[str, str]]:
     links: list[tuple[str, str]] = []
     for clock in clocks:
@@ -224,7 +277,7 @@ def _links(
                 links += [(f"proxies{i}", "Proxies")] if view.minis else []
         links += [(f"boards-{clock.key}{n}", "Boards") for n in range(len(clock.boards))][:1]
     links += [("choices", "Choices")] if report.siblings else []
-    links += [("sparsity", "Layers")] if layers else []
+    links += [(href, text) for href, text in _PARTS if parts_there[href]]
     links += [(f"search{i}", "Search") for i in range(len(searches))]
     links.append(("failures", f"Failures ({len(report.failures)})"))
     links.append(("reproduce", "Reproduce"))

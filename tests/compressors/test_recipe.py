@@ -248,6 +248,7 @@ def test_a_deep_recipe_makes_two_artifacts_with_their_story(
     assert files == {
         "candidate.json",
         "masks.npz",
+        "pictures.npz",
         *(a.file for a in made.artifacts),
         *(f"goldens/{a.goldens}.npz" for a in made.artifacts),
     }

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ import pytest
 from flatsat.canonical import sha256_bytes
 from flatsat.reports.comparison import Comparison, Verdict
 from flatsat.reports.context import Context
+from flatsat.reports.figures_sensitivity import SensitivityCurve, SensitivityScan
 from flatsat.reports.interval import Interval
 from flatsat.reports.model import (
     DRAWN_QUANTILES,
@@ -36,6 +38,7 @@ from flatsat.reports.model import (
     TrustReport,
 )
 from flatsat.reports.model_search import SearchedReport, SearchReport, StrategyReport
+from flatsat.reports.model_survey import ImageAtBits, Kept, StepReport, Survey, WeightsPicture
 from flatsat.units import TimeKind
 
 HOSTILE = "<script>alert(1)</script>"
@@ -464,12 +467,102 @@ def make_report() -> RunReport:
     )
 
 
+_STEPS = {
+    "narrow-50": (StepReport("narrow"),),
+    "narrow-25": (StepReport("narrow"),),
+    "filters-50": (StepReport("l1-filter-prune"), StepReport("fine-tune")),
+    "filters-50 int8": (StepReport("l1-filter-prune"), StepReport("fine-tune")),
+    "magnitude": (StepReport("magnitude-prune"), StepReport("share-weights", {"bits": 4})),
+    "minmax 4 bit": (StepReport("linear-quantise", {"bits": 4}),),
+    HOSTILE: (StepReport("agent-prune", {"b": 1.0}),),
+}
+
+
+def make_surveyed() -> RunReport:
+    """Return that run with what candidates' folders tell: every picture of methods has data."""
+    report, rng = make_report(), np.random.default_rng(5)
+    candidates = [replace(c, steps=_STEPS.get(c.label, ())) for c in report.candidates]
+    base = next(c for c in candidates if c.label == "minmax 4 bit")
+    candidates += [
+        replace(
+            base,
+            candidate_id=f"c-{bits}",
+            label=f"minmax {bits} bit",
+            steps=(StepReport("linear-quantise", {"bits": bits}),),
+            accuracy_host={"validation": accuracy},
+            artifacts=((sha256_bytes(bytes([bits])), "onnx", "float", 1_730_000),),
+        )
+        for bits, accuracy in ((8, 0.968), (2, 0.71), (1, 0.12))
+    ]
+    kept: dict[str, Kept] = {
+        c.candidate_id: Kept(
+            bytes_by_coding={"dense_fp32": 1_724_320, "linear": c.steps[0].params["bits"] * 54_000}
+        )
+        for c in candidates
+        if c.steps and c.steps[0].use == "linear-quantise"
+    }
+    histograms = []
+    for layer, weights in zip(LAYERS, WEIGHTS, strict=True):
+        values = rng.normal(0, 0.1, min(weights, 20_000))
+        levels = np.linspace(-0.3, 0.3, 16)
+        left = values[np.abs(values) > 0.12]
+        shared = levels[np.abs(left[:, None] - levels).argmin(axis=1)]
+        before, after = (np.histogram(v, 64, (-0.5, 0.5))[0] for v in (values, shared))
+        histograms.append(
+            WeightsPicture(
+                layer,
+                -0.5,
+                0.5,
+                tuple(after.tolist()),
+                weights - len(left),
+                tuple(before.tolist()),
+                tuple(levels.tolist()),
+            )
+        )
+    kept["c-magnitude"] = Kept(
+        bytes_by_coding={"dense_fp32": 1_724_320, "linear": 72_000},
+        coded={sha256_bytes(b"magnitude"): ("huffman", 41_200)},
+        weights=tuple(histograms),
+    )
+    layers = [{"name": f"conv{i}", "kept": 4 * i, "total": 25} for i in (1, 2)]
+    kept[f"c-{HOSTILE}"] = Kept(history=({"step": "agent-prune", "layers": layers},))
+    y, x = np.mgrid[0:28, 0:28]
+    picture = np.clip(2 - np.abs(np.hypot(y - 14, x - 14) - 8) / 2, 0, 1)
+    images = tuple(
+        ImageAtBits(
+            bits, 28, 28, 1,
+            (picture if bits is None else np.rint(picture * (2**bits - 1)) / (2**bits - 1))
+            .__mul__(255).astype(np.uint8).tobytes(),
+        )
+        for bits in (None, 8, 7, 6, 5, 4, 3, 2, 1)
+    )  # fmt: skip
+    survey = Survey(kept, {"mnist-mini/lenet5": images})
+    return replace(report, candidates=tuple(candidates), survey=survey)
+
+
+@pytest.fixture(scope="session")
+def surveyed() -> RunReport:
+    return make_surveyed()
+
+
 @pytest.fixture(scope="session")
 def report() -> RunReport:
     return make_report()
 
 
+@pytest.fixture
+def scan() -> SensitivityScan:
+    """A scan of three layers, one of them oddly named."""
+    curves = (
+        SensitivityCurve("conv1", 500, ((0.0, 0.97), (0.5, 0.966), (0.9, 0.6))),
+        SensitivityCurve("fc1", 400_000, ((0.0, 0.97), (0.5, 0.97), (0.9, 0.968))),
+        SensitivityCurve(HOSTILE, 10, ((0.5, 0.9),)),
+    )
+    left = (("gate", "it has no weights"),)
+    return SensitivityScan("mnist-mini/lenet5", "magnitude", "validation", 500, 0.97, curves, left)
+
+
 if __name__ == "__main__":
     from flatsat.reports.pages import render_run
 
-    render_run(make_report(), Path(sys.argv[1]))
+    render_run(make_surveyed(), Path(sys.argv[1]))

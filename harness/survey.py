@@ -1,0 +1,141 @@
+"""What the folders of a run's candidates keep for its page: patterns, histograms, sizes, images."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from flatsat.errors import FlatSatError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    import numpy as np
+
+    from flatsat.compressors.candidate import Candidate
+    from flatsat.harness.lab import Lab
+    from flatsat.reports.model import MaskPicture
+    from flatsat.reports.model_survey import ImageAtBits, Kept, Survey
+    from flatsat.reports.rows import Store
+
+_BITS = (8, 7, 6, 5, 4, 3, 2, 1)
+_MOST_PIXELS = 96
+"""Longer sides are thinned out: the picture shows levels, not detail."""
+
+
+def survey_of(lab: Lab, store: Store, run_id: str) -> tuple[dict[str, MaskPicture], Survey]:
+    """Return each candidate's sparsity pattern, and what else its folder tells.
+
+    A candidate whose folder is gone or was changed has neither: its measurements stand all the
+    same.
+    """
+    from flatsat.compressors.candidate import load_candidate
+    from flatsat.reports.model_survey import Survey
+
+    masks: dict[str, MaskPicture] = {}
+    kept: dict[str, Kept] = {}
+    found: list[Candidate] = []
+    for row in store.candidates(run_id):
+        try:
+            candidate = load_candidate(lab.candidates_dir / row.candidate_id)
+            kept[row.candidate_id] = _kept(candidate)
+        except FlatSatError:
+            continue
+        found.append(candidate)
+        mask = _mask(candidate)
+        if mask is not None:
+            masks[row.candidate_id] = mask
+    return masks, Survey(kept, _images(found))
+
+
+def _kept(candidate: Candidate) -> Kept:
+    from flatsat.compressors.pictures import histograms
+    from flatsat.reports.model_survey import Kept, WeightsPicture
+
+    coded = {
+        artifact.sha256: (str(form.coder), int(form.size_bytes))
+        for artifact in candidate.artifacts
+        if (form := getattr(artifact, "coded", None)) is not None
+    }
+    return Kept(
+        history=candidate.history,
+        bytes_by_coding=dict(candidate.bytes_by_coding),
+        coded=coded,
+        weights=tuple(WeightsPicture(**vars(one)) for one in histograms(candidate.folder)),
+    )
+
+
+def _mask(candidate: Candidate) -> MaskPicture | None:
+    """Return the sparsity pattern of a candidate's first dense layer, None without one."""
+    import numpy as np
+
+    from flatsat.datasets.workload import parse_ref
+    from flatsat.reports.model import MaskPicture
+
+    dense = next(((name, m) for name, m in candidate.masks().items() if m.ndim == 2), None)
+    if dense is None or not candidate.workload:
+        return None
+    name, mask = dense
+    rows, cols = (int(n) for n in mask.shape)
+    height, width = parse_ref(candidate.workload)[0].input.shape[-2:]
+    image = (int(height), int(width)) if int(height) * int(width) == cols else None
+    return MaskPicture(name, rows, cols, np.packbits(mask).tobytes(), image)
+
+
+def _images(candidates: Iterable[Candidate]) -> dict[str, tuple[ImageAtBits, ...]]:
+    """Return, of workloads whose weights were put on levels, an input on as many levels."""
+    found: dict[str, tuple[ImageAtBits, ...]] = {}
+    for candidate in candidates:
+        steps = candidate.recipe.get("steps", ())
+        if candidate.workload in found or not any("bits" in s.get("params", ()) for s in steps):
+            continue
+        golden = _golden_input(candidate)
+        if golden is not None:
+            found[candidate.workload] = _at_bits(golden)
+    return found
+
+
+def _golden_input(candidate: Candidate) -> np.ndarray[Any, Any] | None:
+    """Return the first golden input image of a float file, (channels, height, width)."""
+    import numpy as np
+
+    for artifact in candidate.artifacts:
+        path = candidate.goldens(artifact)
+        if path is None or artifact.role != "float" or not artifact.inputs:
+            continue
+        with np.load(path, allow_pickle=False) as stored:
+            batch: np.ndarray[Any, Any] = stored[f"in:{artifact.inputs[0].name}"]
+        if batch.ndim != 4 or not len(batch):
+            continue
+        image = np.moveaxis(batch[0], -1, 0) if artifact.layout == "NHWC" else batch[0]
+        return np.asarray(image, dtype=np.float32)
+    return None
+
+
+def _at_bits(image: np.ndarray[Any, Any]) -> tuple[ImageAtBits, ...]:
+    """Return an image as it is and by min/max linear quantisation to 8 ... 1 bits.
+
+    Args:
+        image: (channels, height, width); of other numbers of channels than 1 and 3 the first is
+            shown.
+    """
+    import torch
+
+    from flatsat.compressors.linear_quant import quantise_range
+
+    shown = image if image.shape[0] in (1, 3) else image[:1]
+    stride = max(1, -(-max(shown.shape[1:]) // _MOST_PIXELS))
+    values = torch.from_numpy(shown[:, ::stride, ::stride].copy())
+    low, high = float(values.min()), float(values.max())
+    return tuple(
+        _image(values if bits is None else quantise_range(values, bits).values, low, high, bits)
+        for bits in (None, *_BITS)
+    )
+
+
+def _image(values: Any, low: float, high: float, bits: int | None) -> ImageAtBits:
+    from flatsat.reports.model_survey import ImageAtBits
+
+    scaled = (values.double() - low) / ((high - low) or 1.0)
+    pixels = (255 * scaled).round().clamp(0, 255).byte().permute(1, 2, 0).contiguous()
+    height, width, channels = pixels.shape
+    return ImageAtBits(bits, height, width, channels, pixels.numpy().tobytes())

@@ -1,0 +1,228 @@
+"""The survey's plots: accuracy against size by method, and how far each layer is pruned."""
+
+from __future__ import annotations
+
+import html
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from flatsat.reports import judged, sizes, techniques, words
+from flatsat.reports.figures import Figure, axis, base_layout, log_scale
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from flatsat.reports.judged import Judged
+    from flatsat.reports.model import CandidateReport, RunReport
+    from flatsat.reports.sizes import Sized
+
+# What was done -> (words, colour, Plotly's symbol), in the order of the legend.
+SERIES = {
+    "prune+quantise": ("pruning and quantisation", "var(--series-1)", "triangle-up"),
+    "prune": ("pruning only", "var(--series-0)", "circle"),
+    "quantise": ("quantisation only", "var(--series-2)", "square"),
+    "low rank": ("low rank (SVD, Tucker, ...)", "var(--series-3)", "diamond"),
+    "other": ("other chains", "var(--series-5)", "pentagon"),
+    "narrow": ("narrow network from scratch", "var(--fam-equal-macs)", "x"),
+}
+_FEWEST = 3
+
+
+@dataclass(frozen=True)
+class SizePoint:
+    """A file of a candidate in the plot of accuracy against size.
+
+    Attributes:
+        series: a key of `SERIES`.
+        share: its bytes / those of the dense network in float32.
+    """
+
+    label: str
+    method: str
+    series: str
+    size: Sized
+    share: float
+    accuracy: Judged
+
+
+def size_points(report: RunReport, workload: str) -> tuple[SizePoint, ...]:
+    """Return each compressed candidate's files that have a size and an accuracy.
+
+    Accuracy is that of the test split on a board where all of them have it, else that of the
+    validation split on the host for all: the two are never mixed.
+    """
+    mine = [
+        (c, precision)
+        for c in report.candidates
+        if c.workload == workload and c.role in ("compressed", "equal-macs", "reference")
+        for precision in dict.fromkeys(form for _, _, form, _ in c.artifacts)
+        if c.role != "reference" or precision != "float"
+    ]
+    boards = [judged.on_board(report, c, precision) for c, precision in mine]
+    if all(found is not None and found.loss is not None for found in boards):
+        found = boards
+    else:
+        found = [judged.on_host(report, c, precision) for c, precision in mine]
+    points: list[SizePoint] = []
+    for (candidate, precision), accuracy in zip(mine, found, strict=True):
+        dense = sizes.dense_bytes(sizes.reference_of(report, candidate))
+        size = sizes.sized(candidate, report.survey.of(candidate.candidate_id), precision)
+        if accuracy is None or accuracy.loss is None or size is None or not dense:
+            continue
+        method = techniques.method(candidate, precision)
+        label = candidate.label if precision == "float" else f"{candidate.label} {precision}"
+        series = series_of(candidate, precision)
+        points.append(
+            SizePoint(label, method, series, size, size.size_bytes / dense, accuracy)
+        )  # fmt: skip
+    return tuple(points)
+
+
+def series_of(candidate: CandidateReport, precision: str) -> str:
+    """Return which series of the plot a candidate's files belong to."""
+    if candidate.role == "equal-macs":
+        return "narrow"
+    done = set(techniques.techniques(candidate, precision))
+    if done == {techniques.PRUNE, techniques.QUANTISE}:
+        return "prune+quantise"
+    return next(iter(done)) if len(done) == 1 else "other"
+
+
+def ratio(points: Sequence[SizePoint]) -> Figure | None:
+    """Return accuracy against size; None below three points or with one technique alone."""
+    if len(points) < _FEWEST or len({p.series for p in points} - {"narrow", "other"}) < 2:
+        return None
+    data: list[dict[str, Any]] = []
+    for key, (said, colour, symbol) in SERIES.items():
+        part = sorted((p for p in points if p.series == key), key=lambda p: p.share)
+        if not part:
+            continue
+        trace: dict[str, Any] = {
+            "type": "scatter",
+            "mode": "lines+markers" if len(part) > 1 else "markers",
+            "name": said,
+            "x": [100 * p.share for p in part],
+            "y": [-100 * (p.accuracy.loss or 0.0) for p in part],
+            "line": {"color": colour, "width": 1.5, "dash": "dot" if key == "narrow" else "solid"},
+            "marker": {"size": 10, "symbol": symbol, "color": colour},
+            "customdata": [_describe(p) for p in part],
+            "hovertemplate": "%{customdata}<extra></extra>",
+        }
+        sides = [(_up(p.accuracy), _down(p.accuracy)) for p in part]
+        if any(up or down for up, down in sides):
+            trace["error_y"] = {
+                "type": "data",
+                "symmetric": False,
+                "array": [up for up, _ in sides],
+                "arrayminus": [down for _, down in sides],
+                "color": colour,
+                "thickness": 1,
+                "width": 0,
+            }
+        data.append(trace)
+    where = points[0].accuracy.where
+    return {
+        "data": data,
+        "layout": base_layout(
+            xaxis=axis(
+                "size, % of the dense network in float32",
+                **log_scale([100 * p.share for p in points]),
+            ),
+            yaxis=axis(f"accuracy against dense (points; {html.escape(where)})"),
+            height=440,
+            shapes=[
+                {
+                    "type": "line",
+                    "xref": "paper",
+                    "yref": "y",
+                    "x0": 0,
+                    "x1": 1,
+                    "y0": 0,
+                    "y1": 0,
+                    "line": {"color": "var(--ink-3)", "width": 1, "dash": "dot"},
+                }
+            ],
+        ),
+        "alt": f"Accuracy against size of {len(points)} compressed files, by method; the table of "
+        "methods has the figures.",
+    }
+
+
+def _up(accuracy: Judged) -> float:
+    if accuracy.loss is None or accuracy.loss_low is None:
+        return 0.0
+    return 100 * (accuracy.loss - accuracy.loss_low)
+
+
+def _down(accuracy: Judged) -> float:
+    if accuracy.loss is None or accuracy.loss_high is None:
+        return 0.0
+    return 100 * (accuracy.loss_high - accuracy.loss)
+
+
+def _describe(point: SizePoint) -> str:
+    loss = point.accuracy.loss or 0.0
+    return "<br>".join(
+        (
+            f"<b>{html.escape(point.label)}</b>",
+            html.escape(point.method),
+            f"{words.size(point.size.size_bytes)} ({html.escape(point.size.how)}), "
+            f"{words.times(1 / point.share)} smaller",
+            f"accuracy {words.percent(point.accuracy.value)}, {words.points(-loss)} points",
+        )
+    )
+
+
+@dataclass(frozen=True)
+class LayerLine:
+    """One network's line in the plot of pruning by layer.
+
+    Attributes:
+        said: its name in the legend.
+        pruned: (layer, share of its weights or filters that is gone, in [0, 1]).
+    """
+
+    said: str
+    pruned: tuple[tuple[str, float], ...]
+
+
+MOST_LINES = 8
+
+
+def pruned_by_layer(lines: Sequence[LayerLine], what: str) -> Figure | None:
+    """Return how far each layer is pruned, a line a network; None without any.
+
+    Args:
+        lines: at most `MOST_LINES` are drawn.
+        what: is counted, as the axis says it: "weights", "filters".
+    """
+    shown = [line for line in lines if line.pruned][:MOST_LINES]
+    if not shown:
+        return None
+    layers = dict.fromkeys(html.escape(name) for line in shown for name, _ in line.pruned)
+    return {
+        "data": [
+            {
+                "type": "scatter",
+                "mode": "lines+markers",
+                "name": html.escape(line.said),
+                "x": [html.escape(name) for name, _ in line.pruned],
+                "y": [100 * share for _, share in line.pruned],
+                "line": {"color": f"var(--series-{i})", "width": 2},
+                "marker": {"size": 8},
+                "hovertemplate": "%{x}: %{y:.1f} % pruned<extra>%{fullData.name}</extra>",
+            }
+            for i, line in enumerate(shown)
+        ],
+        "layout": base_layout(
+            xaxis=axis(
+                type="category",
+                showgrid=False,
+                categoryorder="array",
+                categoryarray=list(layers),
+            ),
+            yaxis=axis(f"{what} pruned (%)", range=[-2, 102]),
+            height=380,
+        ),
+        "alt": f"Share of {what} pruned in each layer of {len(shown)} networks.",
+    }

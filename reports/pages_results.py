@@ -1,0 +1,303 @@
+"""The table of methods: what each costs, promises and brings, beside dense and narrow networks.
+
+It brings together what is known of a network and what each board measured. Clocks never mix: each
+column is one board, clock, runtime and thread count, and nothing is ranked across columns.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from flatsat.reports import judged, sizes, techniques, words
+from flatsat.reports.pages_views import candidate_family
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from flatsat.reports.judged import Judged
+    from flatsat.reports.model import (
+        BoardSection,
+        CandidateReport,
+        MeasurementReport,
+        RatioReport,
+        RunReport,
+    )
+    from flatsat.reports.sizes import Sized
+
+_SPARSE_RUNTIMES = ("sparse",)
+_FULL = 0.9
+"""Kept shares above this count as dense: quantisation alone puts a few weights on zero."""
+_SAME_MACS = 1.05
+_ROLES = ("reference", "equal-macs", "compressed", "imported")
+
+
+@dataclass(frozen=True)
+class Column:
+    """Where speed was measured: one board, clock, runtime and number of threads."""
+
+    board: str
+    board_id: str
+    clock: str
+    runtime: str
+    threads: int
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A file as measured in a column.
+
+    Attributes:
+        p50_ns: median latency.
+        ratio: against the dense reference in the same column; None for itself and without one.
+        across: times as fast as the dense reference in another runtime on the same board and
+            clock (medians, no interval), and that runtime; where this runtime has no reference.
+        idle: the file's zeros should make it faster by their number, and it is not.
+    """
+
+    p50_ns: float | None
+    ratio: RatioReport | None
+    across: tuple[float, str] | None
+    idle: bool
+
+
+@dataclass(frozen=True)
+class Narrow:
+    """The dense narrow network of as many MACs, beside a compressed one.
+
+    Attributes:
+        ratio: this file's speed against it on the first board that ran both.
+    """
+
+    label: str
+    accuracy: Judged | None
+    ratio: RatioReport
+
+
+@dataclass(frozen=True)
+class ResultRow:
+    """A candidate's files of one precision.
+
+    Attributes:
+        method: its steps in words.
+        zeros: share of the weights it holds that are zero.
+        files: (format, bytes, coder or "", coded bytes or 0) of each.
+        smallest: the smallest form that is known, and how many times smaller than the dense
+            network in float32.
+        by_macs, by_nonzeros: speed-up that a count of MACs promises, and a count of those with a
+            non-zero weight; the latter None where the weights are dense.
+        cells: one a column, None where it was not measured there.
+    """
+
+    candidate: CandidateReport
+    family: str
+    label: str
+    method: str
+    zeros: float
+    files: tuple[tuple[str, int, str, int], ...]
+    smallest: Sized | None
+    smaller: float | None
+    by_macs: float | None
+    by_nonzeros: float | None
+    cells: tuple[Cell | None, ...]
+    accuracy: Judged | None
+    narrow: Narrow | None
+
+
+@dataclass(frozen=True)
+class Results:
+    """The table of one workload.
+
+    Attributes:
+        idle: what dense runtimes make of zeros, one sentence a column that has some.
+        virtual: whether a column counts instructions; dtypes: and int8 stands beside float there.
+    """
+
+    workload: str
+    columns: tuple[Column, ...]
+    rows: tuple[ResultRow, ...]
+    idle: tuple[str, ...]
+    virtual: bool
+    dtypes: bool
+
+
+def results(report: RunReport) -> list[Results]:
+    """Return the table of each workload with a compressed network that was measured."""
+    found: list[Results] = []
+    for workload in dict.fromkeys(c.workload for c in report.candidates if c.workload):
+        sections = [s for s in report.sections if s.workload == workload and not s.smoke]
+        columns = _columns(sections)
+        mine = [c for c in report.candidates if c.workload == workload]
+        mine.sort(key=lambda c: _ROLES.index(c.role) if c.role in _ROLES else len(_ROLES))
+        rows = [
+            row
+            for candidate in mine
+            for precision in dict.fromkeys(form for _, _, form, _ in candidate.artifacts)
+            if (row := _row(report, sections, columns, candidate, precision)) is not None
+        ]
+        if columns and any(row.candidate.role == "compressed" for row in rows):
+            virtual = any(column.clock == "virtual" for column in columns)
+            dtypes = virtual and any(s.virtual and s.several_dtypes for s in sections)
+            idle = _idle(columns, rows)
+            found.append(Results(workload, columns, tuple(rows), idle, virtual, dtypes))
+    return found
+
+
+def _columns(sections: Sequence[BoardSection]) -> tuple[Column, ...]:
+    return tuple(
+        dict.fromkeys(
+            Column(s.board, s.board_id, s.clock.value, m.runtime, m.threads)
+            for s in sections
+            for m in sorted(s.measurements, key=lambda m: (m.runtime, m.threads))
+        )
+    )
+
+
+def _row(
+    report: RunReport,
+    sections: Sequence[BoardSection],
+    columns: Sequence[Column],
+    candidate: CandidateReport,
+    precision: str,
+) -> ResultRow | None:
+    """Return a row, None where nothing of it was measured."""
+    mine = [a for a in candidate.artifacts if a[2] == precision]
+    shas = {sha for sha, _, _, _ in mine}
+    measured = [(s, m) for s in sections for m in s.measurements if m.artifact in shas]
+    if not measured:
+        return None
+    kept = report.survey.of(candidate.candidate_id)
+    reference = sizes.reference_of(report, candidate)
+    smallest = sizes.sized(candidate, kept, precision)
+    dense = sizes.dense_bytes(reference)
+    sparse = _density(candidate) < _FULL
+    by_macs, by_nonzeros = _predicted(candidate, reference)
+    is_reference = candidate.role == "reference" and precision == "float"
+    unstructured = sparse and precision == "float" and by_macs is not None and by_macs < _SAME_MACS
+    return ResultRow(
+        candidate=candidate,
+        family=candidate_family(candidate) if precision != "int8" else "int8",
+        label=candidate.label if precision == "float" else f"{candidate.label} {precision}",
+        method=techniques.method(candidate, precision),
+        zeros=1 - _density(candidate),
+        files=tuple(
+            (form, size, *kept.coded.get(sha, ("", 0)))
+            for sha, form, _, size in sorted(mine, key=lambda a: a[1] != "onnx")
+        ),
+        smallest=smallest,
+        smaller=dense / smallest.size_bytes if dense and smallest and smallest.size_bytes else None,
+        by_macs=None if is_reference else by_macs,
+        by_nonzeros=by_nonzeros if sparse and not is_reference else None,
+        cells=tuple(_cell(column, sections, measured, unstructured) for column in columns),
+        accuracy=judged.on_board(report, candidate, precision),
+        narrow=_narrow(report, measured),
+    )
+
+
+def _density(candidate: CandidateReport) -> float:
+    """Return the share of its weights that are not zero, in [0, 1]."""
+    if not candidate.params or candidate.nonzeros is None:
+        return 1.0
+    return candidate.nonzeros / candidate.params
+
+
+def _predicted(
+    candidate: CandidateReport, reference: CandidateReport | None
+) -> tuple[float | None, float | None]:
+    """Return the dense network's MACs / this one's, all of them and those that are not by zero."""
+    if reference is None or not reference.macs:
+        return None, None
+    useful = sum(la.macs * la.nonzeros / la.params for la in candidate.layers if la.params)
+    return (
+        reference.macs / candidate.macs if candidate.macs else None,
+        reference.macs / useful if useful else None,
+    )
+
+
+def _cell(
+    column: Column,
+    sections: Sequence[BoardSection],
+    measured: Sequence[tuple[BoardSection, MeasurementReport]],
+    unstructured: bool,
+) -> Cell | None:
+    here = [m for s, m in measured if _where(s, m) == column]
+    if not here:
+        return None
+    m = here[0]
+    ratio = m.versus_reference
+    if ratio is not None and ratio.value is None:
+        ratio = None
+    skips = column.runtime.startswith(_SPARSE_RUNTIMES)
+    idle = (
+        unstructured
+        and not skips
+        and ratio is not None
+        and ratio.verdict in ("equal", "inconclusive", "slower")
+    )
+    across = None
+    if ratio is None and m.role != "reference" and m.p50_ns.value:
+        across = _across(column, sections, m.p50_ns.value)
+    return Cell(m.p50_ns.value, ratio, across, idle)
+
+
+def _where(section: BoardSection, m: MeasurementReport) -> Column:
+    return Column(section.board, section.board_id, section.clock.value, m.runtime, m.threads)
+
+
+def _across(
+    column: Column, sections: Sequence[BoardSection], p50_ns: float
+) -> tuple[float, str] | None:
+    """Return how many times as fast as the dense reference in its quickest other runtime."""
+    dense = [
+        (m.p50_ns.value, m.runtime)
+        for s in sections
+        if s.board_id == column.board_id and s.clock.value == column.clock
+        for m in s.measurements
+        if m.role == "reference"
+        and m.precision == "float"
+        and m.runtime != column.runtime
+        and m.threads == column.threads
+        and m.p50_ns.value
+    ]
+    if not dense:
+        return None
+    fastest, runtime = min(dense)
+    return fastest / p50_ns, runtime
+
+
+def _narrow(
+    report: RunReport, measured: Sequence[tuple[BoardSection, MeasurementReport]]
+) -> Narrow | None:
+    for section, m in measured:
+        ratio = m.versus_equal_macs
+        if ratio is None or ratio.value is None:
+            continue
+        other = section.find(ratio.against)
+        held = None if other is None else report.candidate(other.candidate_id)
+        accuracy = None
+        if other is not None and held is not None:
+            accuracy = judged.on_board(report, held, other.precision)
+        return Narrow(ratio.against, accuracy, ratio)
+    return None
+
+
+def _idle(columns: Sequence[Column], rows: Sequence[ResultRow]) -> tuple[str, ...]:
+    """Return a sentence for each column in which zeros bring nothing."""
+    said: list[str] = []
+    for i, column in enumerate(columns):
+        found = [(row, cell) for row in rows if (cell := row.cells[i]) is not None and cell.idle]
+        if not found:
+            continue
+        told = words.listed(
+            [
+                f"{row.label} ({words.percent(row.zeros, 0)} zeros) runs "
+                f"{words.times(cell.ratio.value if cell.ratio else None)} as fast"
+                for row, cell in found[:3]
+            ]
+        )
+        more = f", and {len(found) - 3} more likewise" if len(found) > 3 else ""
+        said.append(
+            f"{column.runtime} on {column.board} multiplies zeros like any other weight, so they "
+            f"bring no speed there: {told}{more}."
+        )
+    return tuple(said)

@@ -1,0 +1,284 @@
+"""Pictures of methods on a run's page: weights on their levels, an image at so many bits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from flatsat.reports import figures_survey, judged, techniques, words
+from flatsat.reports.figures_static import data_url, image_png
+from flatsat.reports.figures_survey import LayerLine
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from flatsat.reports.figures import Figure
+    from flatsat.reports.judged import Judged
+    from flatsat.reports.model import CandidateReport, RunReport
+    from flatsat.reports.model_survey import ImageAtBits, WeightsPicture
+
+MOST_SHOWN = 6
+_MOST_LAYERS = 6
+_MOST_LINES = 64
+_HALF = 24
+_MID = 26
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """A layer's histogram as paths of a drawing that is as many units wide as it has bins.
+
+    Attributes:
+        before, after: outlines, upwards and downwards from the middle; "" without.
+        levels: upright lines of the codebook, "" where there are none or too many to draw.
+    """
+
+    picture: WeightsPicture
+    bins: int
+    height: int
+    before: str
+    after: str
+    levels: str
+    total: int
+
+    @property
+    def zeros(self) -> float:
+        """Share of the layer's weights that are zero."""
+        return self.picture.zeros / self.total if self.total else 0.0
+
+
+@dataclass(frozen=True)
+class WeightsView:
+    """A candidate's histograms."""
+
+    label: str
+    method: str
+    layers: tuple[Histogram, ...]
+    more: int
+
+
+@dataclass(frozen=True)
+class BitsRow:
+    """A network's accuracy at each of the columns' bits, None where no candidate has them."""
+
+    label: str
+    cells: tuple[tuple[float, str] | None, ...]
+
+
+@dataclass(frozen=True)
+class BitsView:
+    """An image at so many bits, and the accuracy of networks whose weights have as many.
+
+    Attributes:
+        columns: (words, picture as data: URL or "") of each number of bits, widest first.
+        size: (width, height) of the picture in pixels.
+    """
+
+    workload: str
+    columns: tuple[tuple[str, str], ...]
+    size: tuple[int, int]
+    rows: tuple[BitsRow, ...]
+    where: str
+
+
+@dataclass(frozen=True)
+class SizesView:
+    """Accuracy against size, of one workload."""
+
+    workload: str
+    name: str
+    figure: Figure
+
+
+def weights_views(report: RunReport) -> tuple[list[WeightsView], int]:
+    """Return histograms of pruned and quantised candidates, and how many more have some.
+
+    Those with a codebook come first; of a recipe's seeds the first is shown.
+    """
+    shown: dict[str, tuple[CandidateReport, tuple[WeightsPicture, ...]]] = {}
+    for candidate in report.candidates:
+        kept = report.survey.of(candidate.candidate_id).weights
+        if candidate.role == "compressed" and any(_changed(picture) for picture in kept):
+            key = f"{candidate.workload} {techniques.method(candidate)} {candidate.recipe}"
+            shown.setdefault(key, (candidate, kept))
+    found = sorted(shown.values(), key=lambda item: not any(p.codebook for p in item[1]))
+    views = []
+    for candidate, kept in found[:MOST_SHOWN]:
+        largest = sorted(kept, key=lambda p: -(sum(p.after) + p.zeros))[:_MOST_LAYERS]
+        layers = tuple(histogram(p) for p in kept if p in largest)
+        method = techniques.method(candidate)
+        views.append(WeightsView(candidate.label, method, layers, len(kept) - len(layers)))
+    return views, len(found) - len(views)
+
+
+def _changed(picture: WeightsPicture) -> bool:
+    return bool(picture.codebook) or picture.zeros > sum(picture.after) / 20
+
+
+def histogram(picture: WeightsPicture) -> Histogram:
+    """Return a histogram's outlines: what was before stands upright, what is now hangs below.
+
+    Each half has a scale of its own: after pruning few weights are left.
+    """
+    bins = len(picture.after)
+    lines = ""
+    if 0 < len(picture.codebook) <= _MOST_LINES:
+        width = picture.high - picture.low
+        places = (bins * (level - picture.low) / width for level in picture.codebook)
+        lines = "".join(f"M{x:.4g} {_MID}V{_MID + _HALF}" for x in places if 0 <= x <= bins)
+    return Histogram(
+        picture,
+        bins,
+        _MID + _HALF,
+        _outline(picture.before or (), _HALF, -1),
+        _outline(picture.after, _MID, 1),
+        lines,
+        sum(picture.after) + picture.zeros,
+    )
+
+
+def _outline(counts: Sequence[int], base: int, way: int) -> str:
+    """Return the outline of columns that stand on (or hang from) a line."""
+    most = max(counts, default=0)
+    if not most:
+        return ""
+    path = f"M0 {base}"
+    height: float = base
+    run = 0
+    for count in counts:
+        # Tenths of a unit: finer than a screen shows.
+        now = round(base + way * (_HALF * count / most), 1)
+        if now != height:
+            path += (f"h{run}" if run else "") + f"V{now:g}"
+            height, run = now, 0
+        run += 1
+    return path + f"h{run}V{base}z"
+
+
+def bits_views(report: RunReport) -> list[BitsView]:
+    """Return, for each workload, accuracy over bits a weight of candidates alike but for them."""
+    found: list[BitsView] = []
+    for workload in dict.fromkeys(c.workload for c in report.candidates if c.workload):
+        series: dict[str, dict[int, list[CandidateReport]]] = {}
+        for candidate in report.candidates:
+            bits = techniques.candidate_bits(candidate.steps)
+            if candidate.workload == workload and bits is not None:
+                key = techniques.but_for_bits(candidate.steps)
+                series.setdefault(key, {}).setdefault(bits, []).append(candidate)
+        several = [by_bits for by_bits in series.values() if len(by_bits) > 1]
+        if several:
+            found.append(_bits_view(report, workload, several))
+    return found
+
+
+def _bits_view(
+    report: RunReport, workload: str, series: Sequence[dict[int, list[CandidateReport]]]
+) -> BitsView:
+    references = [c for c in report.candidates if c.role == "reference" and c.workload == workload][
+        :1
+    ]
+    everyone = [c for by_bits in series for held in by_bits.values() for c in held]
+    judge = judged.on_board
+    if any(judge(report, c, "float") is None for c in (*everyone, *references)):
+        judge = judged.on_host
+    images = {image.bits: image for image in report.survey.images.get(workload, ())}
+    bits = sorted({b for by_bits in series for b in by_bits}, reverse=True)
+    columns = [("float32", images.get(None)), *((_bits(b), images.get(b)) for b in bits)]
+    dense = _said([found for c in references if (found := judge(report, c, "float"))])
+    rows = [
+        BitsRow(
+            _series_label(by_bits),
+            (
+                dense,
+                *(
+                    _said(
+                        [f for c in by_bits.get(b, ()) if (f := judge(report, c, "float"))]
+                    )
+                    for b in bits
+                ),
+            ),
+        )
+        for by_bits in series
+    ]  # fmt: skip
+    sample = next((image for _, image in columns if image is not None), None)
+    where = next((f.where for c in everyone if (f := judge(report, c, "float"))), "")
+    return BitsView(
+        workload,
+        tuple((said, _url(image)) for said, image in columns),
+        (sample.width, sample.height) if sample is not None else (0, 0),
+        tuple(rows),
+        where,
+    )
+
+
+def _bits(bits: int) -> str:
+    return words.plural(bits, "bit")
+
+
+def _url(image: ImageAtBits | None) -> str:
+    return "" if image is None else data_url(image_png(image))
+
+
+def _series_label(by_bits: dict[int, list[CandidateReport]]) -> str:
+    steps = next(iter(by_bits.values()))[0].steps
+    told = []
+    for step in steps:
+        more = [
+            f"{key.replace('_', ' ')} {value}"
+            for key, value in step.params.items()
+            if key in ("per", "one_bit", "activations") and value is not None
+        ]
+        quantises = techniques.technique(step.use) == techniques.QUANTISE
+        told.append(step.use + (f" ({', '.join(more)})" if more and quantises else ""))
+    return ", ".join(told)
+
+
+def _said(found: Sequence[Judged]) -> tuple[float, str] | None:
+    """Return the mean accuracy with its interval, or the spread where there are several seeds."""
+    if not found:
+        return None
+    values = [one.value for one in found]
+    mean = sum(values) / len(values)
+    if len(found) > 1:
+        return mean, (
+            f"{len(found)} seeds, {100 * min(values):.1f} to {100 * max(values):.1f}"
+        )  # fmt: skip
+    one = found[0]
+    spread = "" if one.low is None or one.high is None else (
+        f"{100 * one.low:.1f} to {100 * one.high:.1f}"
+    )  # fmt: skip
+    return mean, spread
+
+
+def sizes_views(report: RunReport) -> list[SizesView]:
+    """Return accuracy against size of each workload that has enough files for it."""
+    found: list[SizesView] = []
+    for workload in dict.fromkeys(c.workload for c in report.candidates if c.workload):
+        figure = figures_survey.ratio(figures_survey.size_points(report, workload))
+        if figure is not None:
+            found.append(SizesView(workload, f"sizes{len(found)}", figure))
+    return found
+
+
+def pruning_figures(report: RunReport) -> dict[str, Figure]:
+    """Return, by workload, how far each layer of the pruned networks is pruned."""
+    found: dict[str, Figure] = {}
+    for workload in dict.fromkeys(c.workload for c in report.candidates if c.workload):
+        lines = [
+            LayerLine(candidate.label, _pruned(candidate))
+            for candidate in report.candidates
+            if candidate.workload == workload
+            and techniques.PRUNE in techniques.techniques(candidate)
+        ]
+        figure = figures_survey.pruned_by_layer(lines, "weights")
+        if figure is not None:
+            found[workload] = figure
+    return found
+
+
+def _pruned(candidate: CandidateReport) -> tuple[tuple[str, float], ...]:
+    return tuple(
+        (layer.name, max(0.0, 1 - layer.kept))
+        for layer in candidate.layers
+        if layer.kept is not None
+    )

@@ -1,0 +1,56 @@
+import json
+import re
+from dataclasses import replace
+
+import pytest
+
+from flatsat.reports.figures_sensitivity import (
+    render_sensitivity,
+    sensitivity,
+    sensitivity_html,
+    tolerated,
+)
+
+
+def test_a_layer_is_a_line_over_the_share_pruned(scan):
+    import plotly.graph_objects as go
+
+    figure = sensitivity(scan)
+    first = figure["data"][0]
+    assert first["x"] == pytest.approx([0, 50, 90])
+    assert first["y"] == pytest.approx([97, 96.6, 60])
+    assert figure["data"][-1]["y"] == pytest.approx([97, 97])
+    plain = json.loads(re.sub(r"var\(--[\w-]+\)", "#123456", json.dumps(figure)))
+    go.Figure(data=plain["data"], layout=plain["layout"])
+
+
+def test_layers_beyond_the_colours_are_told_apart_by_dashes(scan):
+    many = replace(scan, curves=tuple(replace(scan.curves[0], layer=f"l{i}") for i in range(20)))
+    lines = [t["line"] for t in sensitivity(many)["data"][:-1]]
+    assert len({(line["color"], line["dash"]) for line in lines}) == 20
+
+
+@pytest.mark.parametrize(("loss", "share"), [(0.003, 0.0), (0.005, 0.5), (0.5, 0.9)])
+def test_room_ends_where_accuracy_first_falls_too_far(scan, loss, share):
+    assert tolerated(scan.curves[0], scan.dense, loss) == share
+
+
+def test_room_is_not_found_again_beyond_a_fall(scan):
+    dips = replace(scan.curves[0], points=((0.3, 0.5), (0.6, 0.97)))
+    assert tolerated(dips, 0.97, 0.01) is None
+
+
+def test_the_page_holds_the_figures_and_says_what_was_left_alone(scan, tmp_path):
+    out = tmp_path / "scan.html"
+    render_sensitivity(scan, out)
+    text = out.read_text(encoding="utf-8")
+    assert text == sensitivity_html(scan)
+    for said in ("96.6", "<b>gate</b> was left alone: it has no weights", "&lt;script&gt;"):
+        assert said in text, said
+    assert "<script>alert" not in text
+
+
+def test_a_scan_without_points_has_a_page_without_a_figure(scan):
+    bare = replace(scan, curves=())
+    assert sensitivity(bare) is None
+    assert 'id="plotly"' not in sensitivity_html(bare)
