@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 COUNTED_ROUNDS = 2
 """Latency jobs of a candidate on a board that counts instructions: two make an interval."""
 COUNTED_PLAN = replace(VIRTUAL_PLAN, min_inferences=8, isolation="fork")
-"""Copies of one process repeat within 0.2 % there, and take a quarter of the time."""
+"""Copies of one process repeat within 0.1 % there, and take half of the time or less."""
 FLOAT = "float"
 _ROUNDS_APART = 1_000_000
 """Between the first rounds of two comparisons, where their rounds are numbered through."""

@@ -19,6 +19,7 @@ from typing import Any, Callable, Dict, List, Mapping, Optional
 from .faults import AgentFault, one_line, out_of_memory, wants_memory
 from .result import LENGTH, Result, usage_json
 from .runtimes import Runtime, make_runtime
+from .unshare import own_pages
 
 MEMORY_SHARE = 0.8
 """Of the memory that is free on the board, a process may take so much unless told otherwise."""
@@ -193,6 +194,8 @@ def serve(runtime_name: str, report_fd: int, parent: int) -> None:
             os.close(report_fd)
             _settle_in(template)
             _divert(orders["stderr"])
+            if orders.get("counted_clock"):
+                own_pages()
             work(orders, lambda: ready)
             _leave()
         _report(report_fd, {"pid": pid})
