@@ -10,7 +10,7 @@ from flatsat.targets.board import LinkDown
 from flatsat.targets.links import PipeLink
 from flatsat.targets.provision import write_agent
 from flatsat.targets.session import AgentSession, open_session
-from flatsat.targets.wheels import host_sites
+from flatsat.targets.wheels import host_sites, own_sites
 from flatsat.units import TimeKind
 
 if TYPE_CHECKING:
@@ -62,9 +62,7 @@ class HostBoard:
             sites=self._provider(),
         )
 
-    def _provider(self) -> SiteProvider | None:
+    def _provider(self) -> SiteProvider:
         """Return what gives FlatSat's own Python its runtimes; another one uses what it has."""
-        if self.python != sys.executable:
-            return None
-        provider = host_sites()
+        provider = host_sites() if self.python == sys.executable else own_sites()
         return replace(provider, runtimes=provider.runtimes - self.sites.keys())

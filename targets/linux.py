@@ -17,6 +17,7 @@ from flatsat.targets.session import AgentSession, open_session
 from flatsat.targets.ssh import SshLink
 from flatsat.targets.ssh_carrier import carry_files
 from flatsat.targets.ssh_connection import SshAddress
+from flatsat.targets.wheels import own_sites
 from flatsat.units import TimeKind
 
 if TYPE_CHECKING:
@@ -79,8 +80,8 @@ class LinuxBoard:
         ways: to reach it, one or more.
         link: which of them carries the agent ("ssh" or "serial"); by default the first.
         provision_via: which of them carries runtimes; by default the agent's.
-        python: the board's interpreter, whose runtimes are used as they are; None finds one and
-            gives it the runtimes that jobs need.
+        python: the board's interpreter, whose runtimes are used as they are (but for FlatSat's
+            own, which it is given); None finds one and gives it the runtimes that jobs need.
         store: the agent's folder on the board.
         sites: per runtime, a folder on the board that its modules lie in.
     """
@@ -118,7 +119,7 @@ class LinuxBoard:
             lease,
             kind=self.kind,
             time_kind=self.time_kind,
-            sites=None if self.python is not None else self._sites(way, link),
+            sites=self._sites(way, link),
         )
 
     def way(self, via: str | None) -> SshWay | SerialWay:
@@ -184,7 +185,9 @@ class LinuxBoard:
                 # Called in a thread of its own.
                 asyncio.run(self._carry(site, other))
 
-        return LinuxSites(self.name, self.sites.keys(), link, carry)
+        # The board's own interpreter has the usual runtimes; FlatSat's own code it can't have.
+        wheels = None if self.python is None else own_sites()
+        return LinuxSites(self.name, self.sites.keys(), link, carry, wheels)
 
     async def _carry(self, site: Site, way: SshWay) -> None:
         """Put a runtime's wheels into the agent's store over SSH, whatever carries the agent.

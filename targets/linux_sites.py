@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from flatsat.targets.transfer import check_affordable
@@ -34,7 +35,7 @@ class LinuxSites:
     ) -> None:
         self._board = board
         known = wheels or Wheels()
-        self._wheels = Wheels(known.runtimes - set(own), known.cache_dir, known.progress)
+        self._wheels = replace(known, runtimes=known.runtimes - set(own))
         self._link = link
         self._carry = carry
 

@@ -26,6 +26,7 @@ from flatsat.targets.qemu_run import Disk, Machine, Plugin, reset_machine
 from flatsat.targets.qemu_state import Warm, find_state, make_state, start_machine
 from flatsat.targets.session import AgentSession, open_session
 from flatsat.targets.ssh import SshLink
+from flatsat.targets.wheels import own_sites
 from flatsat.units import TimeKind
 
 if TYPE_CHECKING:
@@ -255,6 +256,8 @@ class QemuBoard:
             time_kind=self.time_kind,
             grace_s=_GRACE_S,
             facts=self._facts(image),
+            # NumPy is in its image.
+            sites=own_sites(self.cache_dir),
             # A board that goes on from a saved state still has the date of its saving.
             set_calendar=True,
         )

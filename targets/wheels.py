@@ -26,6 +26,8 @@ from flatsat.targets.agent.faults import one_line
 if TYPE_CHECKING:
     from flatsat.progress import Progress
 
+NATIVE = "native"
+SPARSE = "sparse-c"
 _OLDEST_GLIBC = (2, 17)
 _DEADLINE_S = 3600.0
 _LOOK_S = 0.25
@@ -112,8 +114,12 @@ _NEEDS: Mapping[str, _Needs] = MappingProxyType(
         "litert": _Needs(("ai-edge-litert<=2.3.0", "numpy<=2.4.6"), 38_000_000),
         # Its extension modules were compiled against NumPy 1.
         "tflite-runtime": _Needs(("tflite-runtime==2.14.0", "numpy<2"), 21_000_000),
+        # Its own library is compiled here: see `native_sites`.
+        SPARSE: _Needs(("numpy<=2.4.6",), 17_000_000),
     }
 )
+_OWN = frozenset({NATIVE, SPARSE})
+"""Sites of FlatSat's own code, which no Python has by itself."""
 
 
 @dataclass(frozen=True)
@@ -124,17 +130,31 @@ class Wheels:
         runtimes: the ones that are given; others are left to the board's own Python.
         cache_dir: see `site_for`.
         progress: see `site_for`.
+        numpy: the site of "sparse-c" brings NumPy, since nothing on the board has it.
     """
 
-    runtimes: frozenset[str] = frozenset(_NEEDS)
+    runtimes: frozenset[str] = frozenset(_NEEDS) | _OWN
     cache_dir: Path | None = None
     progress: Progress | None = None
+    numpy: bool = True
 
     def site(self, runtime: str, interpreter: Interpreter) -> Site | None:
         """Return the site of a runtime, or None. Raises NoWheel or InfrastructureError."""
         if runtime not in self.runtimes:
             return None
+        if runtime in _OWN:
+            return self._own(runtime, interpreter)
         return site_for(runtime, interpreter, cache_dir=self.cache_dir, progress=self.progress)
+
+    def _own(self, runtime: str, interpreter: Interpreter) -> Site:
+        from flatsat.targets.native_sites import native_site
+
+        beside = None
+        if runtime == SPARSE and self.numpy:
+            beside = site_for(
+                runtime, interpreter, cache_dir=self.cache_dir, progress=self.progress
+            )
+        return native_site(runtime, interpreter, cache_dir=self.cache_dir, beside=beside)
 
     def before_sending(self, site: Site) -> None:
         """Say it."""
@@ -144,11 +164,17 @@ class Wheels:
 
 
 def host_sites(cache_dir: Path | None = None) -> Wheels:
-    """Return what board `host` is given: tflite-runtime, whose NumPy is older than FlatSat's own.
+    """Return what board `host` is given: FlatSat's own code, and tflite-runtime.
 
-    The other runtimes come from the environment that FlatSat runs in.
+    The latter's NumPy is older than FlatSat's own. The other runtimes come from the environment
+    that FlatSat runs in.
     """
-    return Wheels(frozenset({"tflite-runtime"}), cache_dir)
+    return Wheels(_OWN | {"tflite-runtime"}, cache_dir, numpy=False)
+
+
+def own_sites(cache_dir: Path | None = None) -> Wheels:
+    """Return what a board is given whose Python has its runtimes, and NumPy: FlatSat's own code."""
+    return Wheels(_OWN, cache_dir, numpy=False)
 
 
 def interpreter_of(welcome: Mapping[str, Any]) -> Interpreter:

@@ -20,6 +20,8 @@ _BOOT = (
     "from flatsat_agent.worker import %s;%s"
 )
 _TEMPLATE_S = 120.0
+_BORROWERS = ("fault", "sparse-c")
+"""Runtimes that may come without NumPy, which lies in the folders of most others."""
 _KEPT = ("LD_LIBRARY_PATH", "LD_PRELOAD", "TMPDIR")
 """What a worker on a clock that counts instructions is told of its environment."""
 
@@ -246,9 +248,6 @@ class Launcher:
     def path_of(self, runtime: str) -> str:
         """Return the worker's module path beyond the standard library, a line each."""
         site = self._sites.get(runtime)
-        if site is None and runtime == "fault":
-            # It needs NumPy, which lies in every runtime's folder.
-            site = next(iter(self._sites.values()), None)
         own = [] if site is None else [site]
         standard = os.path.dirname(os.__file__)
         beyond = [
@@ -258,7 +257,14 @@ class Launcher:
             and (not entry.startswith(standard) or entry.endswith("-packages"))
             and entry != self._code
         ]
-        return "\n".join([self._code, *own, *beyond])
+        return "\n".join([self._code, *own, *beyond, *self._borrowed(runtime)])
+
+    def _borrowed(self, runtime: str) -> List[str]:
+        """Return the folder that a runtime without NumPy of its own finds it in, if need be."""
+        if runtime not in _BORROWERS:
+            return []
+        folders = [self._sites[name] for name in self._sites if name != runtime]
+        return [each for each in folders if os.path.isdir(os.path.join(each, "numpy"))][:1]
 
     def start(self, order: Mapping[str, Any]) -> Child:
         """Start a worker on one order.

@@ -90,6 +90,12 @@ def _tflite_runtime() -> Runtime:
     return TfliteRuntime("tflite-runtime", "tflite_runtime")
 
 
+def _sparse() -> Runtime:
+    from .runtime_sparse import SparseRuntime
+
+    return SparseRuntime()
+
+
 def _faulty() -> Runtime:
     from .faulty import FaultyRuntime
 
@@ -100,6 +106,7 @@ RUNTIMES: Dict[str, Callable[[], Runtime]] = {
     "onnxruntime": _onnxruntime,
     "litert": _litert,
     "tflite-runtime": _tflite_runtime,
+    "sparse-c": _sparse,
     "fault": _faulty,
 }
 """The one place that lists runtimes; each is imported when a job asks for it."""

@@ -205,7 +205,7 @@ def test_the_host_is_given_only_what_its_environment_lacks(tmp_path: Path) -> No
     provider = host_sites(tmp_path)
     assert provider.site("litert", host_interpreter()) is None
     assert provider.site("onnxruntime", host_interpreter()) is None
-    assert provider.runtimes == {"tflite-runtime"}
+    assert provider.runtimes == {"tflite-runtime", "sparse-c", "native"}
 
 
 @pytest.mark.slow
