@@ -18,14 +18,16 @@ if TYPE_CHECKING:
 
 # What was done -> (words, colour, Plotly's symbol), in the order of the legend.
 SERIES = {
-    "prune+quantise": ("pruning and quantisation", "var(--series-1)", "triangle-up"),
+    "prune+quantise": ("pruning and quantisation", "var(--series-3)", "triangle-up"),
     "prune": ("pruning only", "var(--series-0)", "circle"),
     "quantise": ("quantisation only", "var(--series-2)", "square"),
-    "low rank": ("low rank (SVD, Tucker, ...)", "var(--series-3)", "diamond"),
-    "other": ("other chains", "var(--series-5)", "pentagon"),
+    "low rank": ("low rank (SVD, Tucker, ...)", "var(--series-5)", "diamond"),
+    "other": ("other chains", "var(--series-4)", "pentagon"),
     "narrow": ("narrow network from scratch", "var(--fam-equal-macs)", "x"),
 }
 _FEWEST = 3
+DEEP = 0.1
+"""A loss above this would press all others into one line: it lies below the picture."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,7 @@ def ratio(points: Sequence[SizePoint]) -> Figure | None:
                 "size, % of the dense network in float32",
                 **log_scale([100 * p.share for p in points]),
             ),
-            yaxis=axis(f"accuracy against dense (points; {html.escape(where)})"),
+            yaxis=axis(f"accuracy against dense (points; {html.escape(where)})", **_range(points)),
             height=440,
             shapes=[
                 {
@@ -146,6 +148,20 @@ def ratio(points: Sequence[SizePoint]) -> Figure | None:
         "alt": f"Accuracy against size of {len(points)} compressed files, by method; the table of "
         "methods has the figures.",
     }
+
+
+def deep(points: Sequence[SizePoint]) -> list[SizePoint]:
+    """Return those that lost so much that they lie below the picture; [] where all did."""
+    found = [p for p in points if (p.accuracy.loss or 0.0) > DEEP]
+    return found if len(found) < len(points) else []
+
+
+def _range(points: Sequence[SizePoint]) -> dict[str, Any]:
+    hidden = deep(points)
+    if not hidden:
+        return {}
+    losses = [100 * (p.accuracy.loss or 0.0) for p in points if p not in hidden]
+    return {"range": [-1.2 * max(*losses, 1.0) - 0.3, max(-min(losses), 0.0) + 1.0]}
 
 
 def _up(accuracy: Judged) -> float:
@@ -196,7 +212,12 @@ def pruned_by_layer(lines: Sequence[LayerLine], what: str) -> Figure | None:
         lines: at most `MOST_LINES` are drawn.
         what: is counted, as the axis says it: "weights", "filters".
     """
-    shown = [line for line in lines if line.pruned][:MOST_LINES]
+    alike: dict[tuple[tuple[str, float], ...], list[str]] = {}
+    for line in lines:
+        if line.pruned:
+            alike.setdefault(line.pruned, []).append(line.said)
+    # Networks that are pruned alike, as one before and after quantisation, are one line.
+    shown = [LayerLine(words.listed(said), pruned) for pruned, said in alike.items()][:MOST_LINES]
     if not shown:
         return None
     layers = dict.fromkeys(html.escape(name) for line in shown for name, _ in line.pruned)
@@ -206,6 +227,7 @@ def pruned_by_layer(lines: Sequence[LayerLine], what: str) -> Figure | None:
                 "type": "scatter",
                 "mode": "lines+markers",
                 "name": html.escape(line.said),
+                "showlegend": True,
                 "x": [html.escape(name) for name, _ in line.pruned],
                 "y": [100 * share for _, share in line.pruned],
                 "line": {"color": f"var(--series-{i})", "width": 2},

@@ -81,7 +81,7 @@ def run_html(report: RunReport) -> str:
         drawn |= {f"{part}{view.index}": view.figures[part] for part in parts if view.figures[part]}
     for i, searched in enumerate(searches):
         drawn |= {f"{name}{i}": views_of for name, views_of in searched.figures.items()}
-    heats, masks = pages_views.heats(report), pages_views.mask_views(report)
+    heats, (masks, more_masks) = pages_views.heats(report), pages_views.mask_views(report)
     results, sizes = pages_results.results(report), pages_survey.sizes_views(report)
     agents, bits = pages_agents.agents_views(report), pages_survey.bits_views(report)
     weights, more_weights = pages_survey.weights_views(report)
@@ -120,6 +120,7 @@ def run_html(report: RunReport) -> str:
         heats=heats,
         pruning=pruning,
         masks=masks,
+        more_masks=more_masks,
         weights=weights,
         more_weights=more_weights,
         bits=bits,

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from flatsat.reports import judged, sizes, techniques, words
-from flatsat.reports.pages_views import candidate_family
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,6 +28,7 @@ _SPARSE_RUNTIMES = ("sparse",)
 _FULL = 0.9
 """Kept shares above this count as dense: quantisation alone puts a few weights on zero."""
 _SAME_MACS = 1.05
+_IDLE = {"equal": "nothing", "slower": "nothing", "inconclusive": "unsettled"}
 _ROLES = ("reference", "equal-macs", "compressed", "imported")
 
 
@@ -52,13 +52,14 @@ class Cell:
         ratio: against the dense reference in the same column; None for itself and without one.
         across: times as fast as the dense reference in another runtime on the same board and
             clock (medians, no interval), and that runtime; where this runtime has no reference.
-        idle: the file's zeros should make it faster by their number, and it is not.
+        idle: "nothing" where the file's zeros are shown to bring no speed, "unsettled" where none
+            is shown, "" where the question doesn't arise.
     """
 
     p50_ns: float | None
     ratio: RatioReport | None
     across: tuple[float, str] | None
-    idle: bool
+    idle: str
 
 
 @dataclass(frozen=True)
@@ -176,7 +177,7 @@ def _row(
     unstructured = sparse and precision == "float" and by_macs is not None and by_macs < _SAME_MACS
     return ResultRow(
         candidate=candidate,
-        family=candidate_family(candidate) if precision != "int8" else "int8",
+        family=_family(candidate, precision),
         label=candidate.label if precision == "float" else f"{candidate.label} {precision}",
         method=techniques.method(candidate, precision),
         zeros=1 - _density(candidate),
@@ -192,6 +193,14 @@ def _row(
         accuracy=judged.on_board(report, candidate, precision),
         narrow=_narrow(report, measured),
     )
+
+
+def _family(candidate: CandidateReport, precision: str) -> str:
+    if candidate.role in ("equal-macs", "imported"):
+        return candidate.role
+    if candidate.role == "reference" and precision == "float":
+        return candidate.role
+    return precision if precision in ("float", "int8") else "other"
 
 
 def _density(candidate: CandidateReport) -> float:
@@ -227,13 +236,9 @@ def _cell(
     ratio = m.versus_reference
     if ratio is not None and ratio.value is None:
         ratio = None
-    skips = column.runtime.startswith(_SPARSE_RUNTIMES)
-    idle = (
-        unstructured
-        and not skips
-        and ratio is not None
-        and ratio.verdict in ("equal", "inconclusive", "slower")
-    )
+    idle = ""
+    if unstructured and ratio is not None and not column.runtime.startswith(_SPARSE_RUNTIMES):
+        idle = _IDLE.get(ratio.verdict, "")
     across = None
     if ratio is None and m.role != "reference" and m.p50_ns.value:
         across = _across(column, sections, m.p50_ns.value)
@@ -285,19 +290,29 @@ def _idle(columns: Sequence[Column], rows: Sequence[ResultRow]) -> tuple[str, ..
     """Return a sentence for each column in which zeros bring nothing."""
     said: list[str] = []
     for i, column in enumerate(columns):
-        found = [(row, cell) for row in rows if (cell := row.cells[i]) is not None and cell.idle]
-        if not found:
-            continue
-        told = words.listed(
-            [
-                f"{row.label} ({words.percent(row.zeros, 0)} zeros) runs "
-                f"{words.times(cell.ratio.value if cell.ratio else None)} as fast"
-                for row, cell in found[:3]
-            ]
-        )
-        more = f", and {len(found) - 3} more likewise" if len(found) > 3 else ""
-        said.append(
-            f"{column.runtime} on {column.board} multiplies zeros like any other weight, so they "
-            f"bring no speed there: {told}{more}."
-        )
+        cells = [(row, cell) for row in rows if (cell := row.cells[i]) is not None]
+        settled = [_runs(row, cell) for row, cell in cells if cell.idle == "nothing"]
+        where = f"{column.runtime} on {column.board}"
+        if settled:
+            said.append(
+                f"{where} multiplies zeros like any other weight, so they bring no speed there: "
+                f"{_first(settled)}."
+            )
+        open_ = [_runs(row, cell) for row, cell in cells if cell.idle == "unsettled"]
+        if open_ and not settled:
+            said.append(f"No gain from zeros is shown in {where}: {_first(open_)}.")
     return tuple(said)
+
+
+def _runs(row: ResultRow, cell: Cell) -> str:
+    ratio = cell.ratio
+    value, low, high = (None, None, None) if ratio is None else (ratio.value, ratio.low, ratio.high)
+    told = f"{row.label} ({words.percent(row.zeros, 0)} zeros) runs {words.times(value)} as fast"
+    if value is None or low is None or high is None:
+        return told
+    return f"{told} ({words.between(value, low, high)})"
+
+
+def _first(told: Sequence[str], most: int = 3) -> str:
+    more = f", and {len(told) - most} more likewise" if len(told) > most else ""
+    return words.listed(told[:most]) + more

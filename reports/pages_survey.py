@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from flatsat.reports.model_survey import ImageAtBits, WeightsPicture
 
 MOST_SHOWN = 6
+_TELLING_LEVELS = 16
 _MOST_LAYERS = 6
 _MOST_LINES = 64
 _HALF = 24
@@ -83,32 +84,39 @@ class BitsView:
 
 @dataclass(frozen=True)
 class SizesView:
-    """Accuracy against size, of one workload."""
+    """Accuracy against size, of one workload; `below` says what the picture leaves out."""
 
     workload: str
     name: str
     figure: Figure
+    below: str = ""
 
 
 def weights_views(report: RunReport) -> tuple[list[WeightsView], int]:
     """Return histograms of pruned and quantised candidates, and how many more have some.
 
-    Those with a codebook come first; of a recipe's seeds the first is shown.
+    Of each chain of steps one is shown, that whose codebooks are nearest to 16 levels; chains
+    with a codebook come first.
     """
-    shown: dict[str, tuple[CandidateReport, tuple[WeightsPicture, ...]]] = {}
+    chains: dict[tuple[str, ...], list[tuple[CandidateReport, tuple[WeightsPicture, ...]]]] = {}
     for candidate in report.candidates:
         kept = report.survey.of(candidate.candidate_id).weights
         if candidate.role == "compressed" and any(_changed(picture) for picture in kept):
-            key = f"{candidate.workload} {techniques.method(candidate)} {candidate.recipe}"
-            shown.setdefault(key, (candidate, kept))
-    found = sorted(shown.values(), key=lambda item: not any(p.codebook for p in item[1]))
+            chain = (candidate.workload, *(step.use for step in candidate.steps))
+            chains.setdefault(chain, []).append((candidate, kept))
+    found = [min(chain, key=lambda item: _far(item[1])) for chain in chains.values()]
+    found.sort(key=lambda item: not any(p.codebook for p in item[1]))
     views = []
     for candidate, kept in found[:MOST_SHOWN]:
         largest = sorted(kept, key=lambda p: -(sum(p.after) + p.zeros))[:_MOST_LAYERS]
         layers = tuple(histogram(p) for p in kept if p in largest)
         method = techniques.method(candidate)
         views.append(WeightsView(candidate.label, method, layers, len(kept) - len(layers)))
-    return views, len(found) - len(views)
+    return views, sum(len(chain) for chain in chains.values()) - len(views)
+
+
+def _far(kept: Sequence[WeightsPicture]) -> int:
+    return abs(max((len(p.codebook) for p in kept), default=0) - _TELLING_LEVELS)
 
 
 def _changed(picture: WeightsPicture) -> bool:
@@ -226,7 +234,7 @@ def _series_label(by_bits: dict[int, list[CandidateReport]]) -> str:
         more = [
             f"{key.replace('_', ' ')} {value}"
             for key, value in step.params.items()
-            if key in ("per", "one_bit", "activations") and value is not None
+            if key in ("per", "activations") and value is not None
         ]
         quantises = techniques.technique(step.use) == techniques.QUANTISE
         told.append(step.use + (f" ({', '.join(more)})" if more and quantises else ""))
@@ -254,9 +262,14 @@ def sizes_views(report: RunReport) -> list[SizesView]:
     """Return accuracy against size of each workload that has enough files for it."""
     found: list[SizesView] = []
     for workload in dict.fromkeys(c.workload for c in report.candidates if c.workload):
-        figure = figures_survey.ratio(figures_survey.size_points(report, workload))
+        points = figures_survey.size_points(report, workload)
+        figure = figures_survey.ratio(points)
         if figure is not None:
-            found.append(SizesView(workload, f"sizes{len(found)}", figure))
+            below = [
+                f"{p.label} ({words.points(-(p.accuracy.loss or 0.0))} points)"
+                for p in figures_survey.deep(points)
+            ]
+            found.append(SizesView(workload, f"sizes{len(found)}", figure, words.listed(below)))
     return found
 
 

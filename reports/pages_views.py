@@ -34,6 +34,11 @@ if TYPE_CHECKING:
     from flatsat.reports.model_search import SearchReport
 
 
+_MOST_MASKS = 4
+_SPARSE = 0.98
+"""A mask that keeps more shows a few weights that happen to be zero."""
+
+
 @dataclass(frozen=True)
 class Span:
     """A dot with its interval on a shared scale; places in per cent."""
@@ -272,14 +277,25 @@ def candidate_family(candidate: CandidateReport) -> str:
     return precision if precision in ("float", "int8") else "other"
 
 
-def mask_views(report: RunReport) -> list[MaskView]:
-    """Return the masks of the run that leave a weight out, ready to show."""
-    found: list[MaskView] = []
+def mask_views(report: RunReport) -> tuple[list[MaskView], int]:
+    """Return the masks of the run that leave weights out, ready to show, and how many more.
+
+    Equal masks stand once; those over an input image come first.
+    """
+    alike: dict[tuple[str, bytes], list[str]] = {}
+    pictures: dict[tuple[str, bytes], MaskPicture] = {}
     for candidate_id, picture in report.masks.items():
-        kept = float(mask_bits(picture).mean())
-        if kept == 1:
+        if float(mask_bits(picture).mean()) > _SPARSE:
             continue
         candidate = report.candidate(candidate_id)
+        key = (picture.name, picture.packed)
+        pictures.setdefault(key, picture)
+        label = candidate.label if candidate is not None else candidate_id[:12]
+        alike.setdefault(key, []).append(label)
+    ordered = sorted(pictures.items(), key=lambda item: item[1].image is None)
+    found: list[MaskView] = []
+    for key, picture in ordered[:_MOST_MASKS]:
+        kept = float(mask_bits(picture).mean())
         density = pixel_density(picture)
         edge = middle = eye = None
         if density is not None:
@@ -290,7 +306,7 @@ def mask_views(report: RunReport) -> list[MaskView]:
             eye = data_url(density_png(density))
         found.append(
             MaskView(
-                candidate.label if candidate is not None else candidate_id[:12],
+                words.listed(alike[key]),
                 picture,
                 kept,
                 data_url(mask_png(picture)),
@@ -299,7 +315,7 @@ def mask_views(report: RunReport) -> list[MaskView]:
                 middle,
             )
         )
-    return found
+    return found, len(ordered) - len(found)
 
 
 def _spread(values: Iterable[float], say: Callable[[float], str]) -> str:

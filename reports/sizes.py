@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 _FLOAT_BYTES = 4
 _SAID = {
     "dense_fp32": "dense float32",
-    "bitmap_fp32": "bitmap and float32",
-    "linear": "codes of so many bits",
+    "bitmap_fp32": "bitmap, float32",
+    "linear": "codes of b bits",
 }
 
 
@@ -23,7 +23,7 @@ class Sized:
 
     Attributes:
         size_bytes: of the parameters, or of the whole file.
-        how: "coded by context", "bitmap and float32", "int8 file".
+        how: "coded by context", "bitmap, float32", "int8 file".
         real: True for the bytes of a file that exists, False for what a form would take.
     """
 

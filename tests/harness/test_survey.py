@@ -179,4 +179,6 @@ def test_the_page_of_a_run_has_them(lab: Lab, store: SqlStore) -> None:
     text = report(lab, store, "r1").read_text(encoding="utf-8")
     for part in ("sparsity", "weights", "bits"):
         assert f'<h2 id="{part}">' in text, part
-    assert text.count('<path class="now"') == 2
+    assert text.count('<path class="now"') == 1
+    assert "1 more network have" not in text
+    assert "1 more network" in text

@@ -67,7 +67,7 @@ def test_a_coded_file_goes_before_what_a_form_would_take():
     candidate = _candidate("x")
     plain = Kept(bytes_by_coding={"dense_fp32": 4000, "bitmap_fp32": 700})
     coded = replace(plain, coded={"sha-x": ("context", 900)})
-    assert sizes.sized(candidate, plain, "float") == sizes.Sized(700, "bitmap and float32", False)
+    assert sizes.sized(candidate, plain, "float") == sizes.Sized(700, "bitmap, float32", False)
     assert sizes.sized(candidate, coded, "float") == sizes.Sized(900, "coded by context", True)
     assert sizes.sized(candidate, Kept(), "float") == sizes.Sized(4000, "float file", True)
     assert sizes.sized(candidate, plain, "int8") is None
@@ -297,12 +297,27 @@ def test_zeros_that_a_dense_runtime_multiplies_are_said_to_bring_nothing(methods
     assert row.zeros == pytest.approx(1 - 36_400 / 431_080)
     assert row.by_macs == pytest.approx(1.0)
     assert row.by_nonzeros > 3
-    assert row.cells[0].idle
+    assert row.cells[0].idle == "nothing"
     assert row.smallest.size_bytes == 199_485
     assert row.smaller == pytest.approx(4 * 431_080 / 199_485)
     (said,) = table.idle
     assert "onnxruntime on host multiplies zeros like any other weight" in said
-    assert "magnitude (92\u00a0% zeros) runs 1.01\u00d7 as fast" in said
+    assert "magnitude (92\u00a0% zeros) runs 1.01\u00d7 as fast (0.985 to 1.03)" in said
+
+
+def test_a_gain_that_is_not_settled_is_not_called_nothing(methods):
+    section = methods.sections[0]
+    m = section.find("magnitude")
+    rough = replace(m.versus_reference, value=0.92, low=0.71, high=1.2, verdict="inconclusive")
+    measured = tuple(
+        replace(m, versus_reference=rough) if one is m else one for one in section.measurements
+    )
+    (table,) = pages_results.results(
+        replace(methods, sections=(replace(section, measurements=measured),))
+    )
+    assert _row(table, "magnitude").cells[0].idle == "unsettled"
+    (said,) = table.idle
+    assert said.startswith("No gain from zeros is shown in onnxruntime on host: magnitude")
 
 
 def test_zeros_are_not_called_idle_where_they_are_seen_to_help(methods):
@@ -391,9 +406,17 @@ def test_without_agents_there_is_no_table_over_the_bound(chains):
 
 
 def test_no_more_lines_are_drawn_than_there_are_colours():
-    lines = [LayerLine(f"n{i}", (("fc", 0.5),)) for i in range(20)]
+    lines = [LayerLine(f"n{i}", (("fc", i / 20),)) for i in range(20)]
     assert len(figures_survey.pruned_by_layer(lines, "weights")["data"]) == 8
     assert figures_survey.pruned_by_layer([LayerLine("n", ())], "weights") is None
+
+
+def test_networks_that_are_pruned_alike_are_one_line():
+    lines = [
+        LayerLine(said, (("fc", share),)) for said, share in (("a", 0.5), ("b", 0.2), ("c", 0.5))
+    ]
+    figure = figures_survey.pruned_by_layer(lines, "weights")
+    assert [trace["name"] for trace in figure["data"]] == ["a and c", "b"]
 
 
 # The page
