@@ -32,7 +32,7 @@ from flatsat.jobspec import VIRTUAL_PLAN, JobKind, JobSpec, MeasurePlan
 from flatsat.outcome import Measured
 from flatsat.runtimes import default_provider
 from flatsat.targets.boards import builtin_boards, make_board
-from flatsat.targets.native_sites import sources
+from flatsat.targets.native_sites import sparse_source
 
 if TYPE_CHECKING:
     from flatsat.targets.board import Session
@@ -160,7 +160,7 @@ async def measure(
 async def curve(board: str, rounds: int, plan: MeasurePlan, kept: results.Checkpoint) -> Any:
     """Measure every case on a board; return (layer, form, density, runtime) -> ns of each round."""
     kind, settings = builtin_boards()[board]
-    code = sha256_file(sources()[0])
+    code = sha256_file(sparse_source())
     found: dict[tuple[str, str, float, str], list[float]] = {}
     with tempfile.TemporaryDirectory() as folder:
         async with on_board.in_use(make_board(board, kind, settings)) as session:

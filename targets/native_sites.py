@@ -1,7 +1,7 @@
 """FlatSat's own native code for boards: compiled here, packed as a wheel, installed like one.
 
-Site "native" holds the libraries alone and needs nothing of the board's Python; the site of runtime
-"sparse-c" is the same wheel, with NumPy's beside it where the board has none.
+Site "native" holds all libraries and needs nothing of the board's Python; the site of runtime
+"sparse-c" holds the one that it loads, with NumPy's wheel beside it where the board has none.
 """
 
 from __future__ import annotations
@@ -41,20 +41,26 @@ def sources() -> tuple[Path, ...]:
     return tuple(root / file for file in _SOURCES if (root / file).is_file())
 
 
+def sparse_source() -> Path:
+    """Return the C file of runtime `sparse-c`."""
+    return sources()[0]
+
+
 def sparse_library(cache_dir: Path | None = None) -> Path:
     """Return this machine's library of runtime `sparse-c`, compiled on first need.
 
     Raises:
         InfrastructureError: there is no compiler; the hint is the command that installs it.
     """
-    return build_library(sources()[0], flags=_FLAGS, cache_dir=cache_dir)
+    return build_library(sparse_source(), flags=_FLAGS, cache_dir=cache_dir)
 
 
-def native_wheel(arch: str, cache_dir: Path | None = None) -> Path:
-    """Return the wheel of the libraries for a machine, compiled and packed on first need.
+def native_wheel(arch: str, files: Sequence[Path], cache_dir: Path | None = None) -> Path:
+    """Return a wheel of libraries for a machine, compiled and packed on first need.
 
     Args:
         arch: as `uname -m` names it.
+        files: C files, of `sources()`.
         cache_dir: where it is kept (in `native/`); by default the user's cache.
 
     Raises:
@@ -68,13 +74,12 @@ def native_wheel(arch: str, cache_dir: Path | None = None) -> Path:
             f"FlatSat's native code can't be compiled for {arch}",
             hint=f"it can for {' and '.join(_MACHINES)}",
         )
-    known = sources()
     built = [
-        build_library(path, machine=machine, flags=_FLAGS, cache_dir=cache_dir) for path in known
+        build_library(path, machine=machine, flags=_FLAGS, cache_dir=cache_dir) for path in files
     ]
-    version = f"{VERSION}+{sha256_json([sha256_file(path) for path in known])[:8]}"
+    version = f"{VERSION}+{sha256_json([sha256_file(path) for path in files])[:8]}"
     members = {f"{PACKAGE}/__init__.py": f'__version__ = "{version}"\n'.encode()}
-    for source, library in zip(known, built, strict=True):
+    for source, library in zip(files, built, strict=True):
         members[f"{PACKAGE}/lib{source.stem}.so"] = library.read_bytes()
     data = _packed(members)
     folder = (cache_dir or default_cache_dir()) / "native" / sha256_bytes(data)[:16]
@@ -109,7 +114,8 @@ def native_site(
     Raises:
         NoWheel, InfrastructureError: see `native_wheel`.
     """
-    own = native_wheel(interpreter.arch, cache_dir)
+    files = sources() if runtime == NATIVE else (sparse_source(),)
+    own = native_wheel(interpreter.arch, files, cache_dir)
     wheels: Sequence[Path] = (own,)
     hashes: Sequence[str] = (sha256_file(own),)
     if beside is not None and runtime != NATIVE:

@@ -567,6 +567,8 @@ static void lay_out(const File *f, Arena *arena, const uint16_t *last) {
                 if (needed > planes) planes = needed;
             }
         }
+        /* A pool joins the rows of its window there. */
+        if ((r->kind == MAXPOOL || r->kind == AVGPOOL) && in->w > planes) planes = in->w;
         if (r->kind == CONV || r->kind == FC) lay_weights(f, r, op, arena);
         if (r->kind == CONCAT) {
             const float **list = take(arena, (uint64_t)r->list_length * sizeof *list);
@@ -583,8 +585,8 @@ static void lay_out(const File *f, Arena *arena, const uint16_t *last) {
     float *scratch = take(arena, planes ? (planes + SLACK) * 4 : 0);
     if (!arena->base) return;
     for (uint32_t i = 0; i < f->ops; i++)
-        if (ops[i].record.kind == CONV && !is_plain(&ops[i].record, &ops[i].in, &ops[i].out))
-            ops[i].planes = scratch;
+        if (ops[i].record.kind != CONV || !is_plain(&ops[i].record, &ops[i].in, &ops[i].out))
+            ops[i].planes = ops[i].record.kind == FC ? NULL : scratch;
     plan->kernels = best_kernels();
     plan->op_count = f->ops;
     plan->in_elements = (uint32_t)elements(f->shapes + f->input);
@@ -734,41 +736,57 @@ static void run_weights(const Op *op, const Kernels *k) {
         run_tiles(op, k, x);
 }
 
-/* One tap of a pool's window over a row of outputs, with the stride known to the compiler. */
-#define POOL_ROW(JOIN)                                              \
-    if (step == 1)                                                  \
-        for (uint32_t i = from; i < end; i++) JOIN(to[i], line[i]); \
-    else if (step == 2)                                             \
-        for (uint32_t i = from; i < end; i++) JOIN(to[i], line[2 * (uint64_t)i]); \
-    else                                                            \
-        for (uint32_t i = from; i < end; i++) JOIN(to[i], line[(uint64_t)i * step]);
-/* A value that is no number stays. */
-#define TAKE_LARGER(a, b) a = b > a || b != b ? b : a
-#define TAKE_SUM(a, b) a += b
+/* Larger of two, where a value that is no number wins; or their sum. */
+#define LARGER(a, b) (((b) > (a)) | ((b) != (b)) ? (b) : (a))
+#define TOTAL(a, b) ((a) + (b))
+#define JOIN(OF, to, from, n, step) \
+    for (uint32_t i = 0; i < (n); i++) (to)[i] = OF((to)[i], (from)[(uint64_t)i * (step)])
 
-static void pool_row(const Op *op, const float *plane, uint32_t row, float *restrict to) {
+static void join_rows(float *restrict to, const float *restrict from, uint32_t n, int larger) {
+    if (larger)
+        JOIN(LARGER, to, from, n, 1);
+    else
+        JOIN(TOTAL, to, from, n, 1);
+}
+
+/* Join every step-th column, with the usual steps known to the compiler. */
+static void join_columns(float *restrict to, const float *restrict from, uint32_t n, uint32_t step,
+                         int larger) {
+    if (step == 1)
+        join_rows(to, from, n, larger);
+    else if (step == 2 && larger)
+        JOIN(LARGER, to, from, n, 2);
+    else if (step == 2)
+        JOIN(TOTAL, to, from, n, 2);
+    else if (larger)
+        JOIN(LARGER, to, from, n, step);
+    else
+        JOIN(TOTAL, to, from, n, step);
+}
+
+/* A row of outputs: the rows of the window are joined first, then its columns. */
+static void pool_row(const Op *op, const float *plane, uint32_t row, float *to) {
     const Record *r = &op->record;
-    uint32_t step = r->stride[1], width = op->out.w, is_max = r->kind == MAXPOOL;
+    uint32_t step = r->stride[1], width = op->out.w, wide = op->in.w, larger = r->kind == MAXPOOL;
     int64_t top = (int64_t)row * r->stride[0] - r->before[0];
     int64_t ends = top + r->kernel[0] < op->in.h ? top + r->kernel[0] : op->in.h;
     int64_t starts = top > 0 ? top : 0;
-    for (uint32_t i = 0; i < width; i++) to[i] = is_max ? -__builtin_inff() : 0;
-    for (int64_t y = starts; y < ends; y++)
-        for (uint32_t kx = 0; kx < r->kernel[1]; kx++) {
-            int64_t shift = (int64_t)kx - r->before[1]; /* output i reads column i * step + shift */
-            int64_t room = (int64_t)op->in.w - 1 - shift;
-            if (room < 0) break;
-            uint64_t most = (uint64_t)room / step + 1;
-            uint32_t end = most < width ? (uint32_t)most : width;
-            uint32_t from = shift < 0 ? (uint32_t)((-shift + step - 1) / step) : 0;
-            const float *restrict line = plane + y * op->in.w + shift;
-            if (is_max) {
-                POOL_ROW(TAKE_LARGER)
-            } else {
-                POOL_ROW(TAKE_SUM)
-            }
-        }
-    if (is_max) return;
+    float *joined = op->planes;
+    copy(joined, plane + starts * wide, wide);
+    for (int64_t y = starts + 1; y < ends; y++) join_rows(joined, plane + y * wide, wide, larger);
+    for (uint32_t i = 0; i < width; i++) to[i] = larger ? -__builtin_inff() : 0;
+    for (uint32_t kx = 0; kx < r->kernel[1]; kx++) {
+        int64_t shift = (int64_t)kx - r->before[1]; /* output i reads column i * step + shift */
+        int64_t room = (int64_t)wide - 1 - shift;
+        if (room < 0) break;
+        uint64_t most = (uint64_t)room / step + 1;
+        uint32_t end = most < width ? (uint32_t)most : width;
+        uint32_t from = shift < 0 ? (uint32_t)((-shift + step - 1) / step) : 0;
+        if (from < end)
+            join_columns(to + from, joined + ((int64_t)from * step + shift), end - from, step,
+                         larger);
+    }
+    if (larger) return;
     int64_t low = ends - starts;
     if (r->flags & COUNT_PAD) {
         int64_t edge = (int64_t)op->in.h + r->after[0];
@@ -776,7 +794,7 @@ static void pool_row(const Op *op, const float *plane, uint32_t row, float *rest
     }
     for (uint32_t i = 0; i < width; i++) {
         int64_t left = (int64_t)i * step - r->before[1];
-        int64_t right = left + r->kernel[1], edge = op->in.w;
+        int64_t right = left + r->kernel[1], edge = wide;
         if (r->flags & COUNT_PAD)
             edge += r->after[1];
         else if (left < 0)

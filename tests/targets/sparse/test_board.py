@@ -11,7 +11,7 @@ from flatsat.compressors import sparse_run
 from flatsat.compressors.sparse_program import FORMATS, to_bytes
 from flatsat.errors import InfrastructureError
 from flatsat.outcome import Measured
-from flatsat.targets.native_sites import native_wheel
+from flatsat.targets.native_sites import native_wheel, sparse_source
 
 pytestmark = [pytest.mark.qemu, pytest.mark.slow]
 
@@ -20,7 +20,7 @@ async def test_the_board_executes_programs_of_every_form(
     booted_board: Any, files: Any, make_latency: Any, programs: Any
 ) -> None:
     try:
-        native_wheel("aarch64")
+        native_wheel("aarch64", [sparse_source()])
     except InfrastructureError as error:
         pytest.skip(f"no code for aarch64: {error.message}")
     with booted_board.lease() as lease:
