@@ -32,11 +32,14 @@ _OPSET = 17
 
 COSTS: Mapping[str, Mapping[str, float]] = MappingProxyType(
     {
-        "conv": MappingProxyType({"dense": 1.0, "csr": 1.6, "block4x1": 1.1}),
-        "fc": MappingProxyType({"dense": 1.0, "csr": 3.0, "block4x1": 1.5}),
+        "conv": MappingProxyType({"dense": 1.0, "csr": 1.6, "block4x1": 1.05}),
+        "fc": MappingProxyType({"dense": 1.0, "csr": 5.5, "block4x1": 1.3}),
     }
 )
-"""What a stored weight costs, relative to one of the dense form."""
+"""What a stored weight costs in time, relative to one of the dense form.
+
+Between what `benchmarks/sparse_break_even.py` measures with AVX2 and with NEON.
+"""
 
 
 class SparseLower:
@@ -45,9 +48,10 @@ class SparseLower:
     The ONNX export is mapped node by node (`sparse_graph`); a node that `sparse-c` can't execute
     is an error that names it. Each layer's weights are stored as "csr" (its non-zero weights),
     "block4x1" (columns of four rows that are not all zero, which are computed together), or
-    "dense". "auto" takes for each layer the form whose stored weights cost least, by
-    `COSTS`, the measured cost of a stored weight in each form: from about half of the weights on
-    the dense form is the fastest.
+    "dense". "auto" takes for each layer the form that is executed fastest: the one with the least
+    product of its stored weights and the measured cost of one (`COSTS`). For convolutions that is
+    "csr" up to some 60 % of the weights; a dense layer's lone weights cost so much that "block4x1"
+    is faster although it stores zeros, up to some 35 %. The smallest file is that of "csr".
 
     Before the file counts it is read back and executed by PyTorch against the network on the golden
     inputs, under the agreement policy of `OnnxLower`; boards execute it by code of their own and

@@ -764,6 +764,40 @@ static void join_columns(float *restrict to, const float *restrict from, uint32_
         JOIN(TOTAL, to, from, n, step);
 }
 
+typedef int32_t i4 __attribute__((vector_size(16)));
+
+static v4 larger_of(v4 a, v4 b) {
+    i4 second = (b > a) | (b != b);
+    return (v4)((second & (i4)b) | (~second & (i4)a));
+}
+
+/* The usual pool: the largest of each two by two, of which `to` has `n` in a row. */
+static void halve_rows(float *restrict to, const float *restrict upper,
+                       const float *restrict lower, uint32_t n) {
+    const i4 even = {0, 2, 4, 6}, odd = {1, 3, 5, 7};
+    uint32_t i = 0;
+    for (; i + 4 <= n; i += 4) {
+        const float *u = upper + 2 * (size_t)i, *l = lower + 2 * (size_t)i;
+        v4 a = larger_of(*(const v4u *)u, *(const v4u *)l);
+        v4 b = larger_of(*(const v4u *)(u + 4), *(const v4u *)(l + 4));
+        *(v4u *)(to + i) = larger_of(__builtin_shuffle(a, b, even), __builtin_shuffle(a, b, odd));
+    }
+    for (; i < n; i++) {
+        float a = LARGER(upper[2 * (size_t)i], lower[2 * (size_t)i]);
+        float b = LARGER(upper[2 * (size_t)i + 1], lower[2 * (size_t)i + 1]);
+        to[i] = LARGER(a, b);
+    }
+}
+
+static int is_halving(const Op *op) {
+    const Record *r = &op->record;
+    for (int i = 0; i < 2; i++)
+        if (r->kernel[i] != 2 || r->stride[i] != 2 || r->before[i] ||
+            2 * (uint64_t)axis(&op->out, i) > axis(&op->in, i))
+            return 0;
+    return r->kind == MAXPOOL;
+}
+
 /* A row of outputs: the rows of the window are joined first, then its columns. */
 static void pool_row(const Op *op, const float *plane, uint32_t row, float *to) {
     const Record *r = &op->record;
@@ -806,6 +840,7 @@ static void pool_row(const Op *op, const float *plane, uint32_t row, float *to) 
 static void run_pool(const Op *op, const Kernels *k) {
     const Record *r = &op->record;
     uint64_t plane = (uint64_t)op->in.h * op->in.w, pixels = (uint64_t)op->out.h * op->out.w;
+    int halving = is_halving(op);
     int whole = r->kind == AVGPOOL && pixels == 1 && r->kernel[0] == op->in.h &&
                 r->kernel[1] == op->in.w && !r->before[0] && !r->before[1];
     for (uint32_t c = 0; c < op->out.c; c++) {
@@ -815,7 +850,12 @@ static void run_pool(const Op *op, const Kernels *k) {
             *to = k->sum(from, (uint32_t)plane) / (float)plane;
             continue;
         }
-        for (uint32_t y = 0; y < op->out.h; y++) pool_row(op, from, y, to + (uint64_t)y * op->out.w);
+        for (uint32_t y = 0; y < op->out.h; y++, to += op->out.w)
+            if (halving)
+                halve_rows(to, from + 2 * (uint64_t)y * op->in.w,
+                           from + (2 * (uint64_t)y + 1) * op->in.w, op->out.w);
+            else
+                pool_row(op, from, y, to);
     }
     clip_all(op->target, elements(&op->out), op);
 }

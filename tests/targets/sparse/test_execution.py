@@ -123,6 +123,15 @@ def test_pools(library: SparseLibrary, programs: Any, data: st.DataObject) -> No
     require_equal(library, program, programs.images(program))
 
 
+@pytest.mark.parametrize("sides", [(2, 2), (9, 8), (8, 9), (6, 27)])
+def test_the_usual_pool(library: SparseLibrary, programs: Any, sides: tuple[int, int]) -> None:
+    op = Op("maxpool", 1, (0,), kernel=(2, 2), stride=(2, 2))
+    program = programs.one(op, (3, *sides), (3, sides[0] // 2, sides[1] // 2))
+    images = programs.images(program)
+    images[0, 1, 1, 1] = np.nan
+    require_equal(library, program, images)
+
+
 def test_a_mean_over_all_places(library: SparseLibrary, programs: Any) -> None:
     for size in ((1, 1), (3, 5), (7, 7)):
         op = Op("avgpool", 1, (0,), kernel=size)
