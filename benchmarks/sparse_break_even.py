@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -142,8 +143,8 @@ def cases(densities: tuple[float, ...]) -> Iterator[tuple[Layer, str, float, str
 
 async def measure(
     session: Session, path: Path, runtime: str, format_: str, plan: MeasurePlan, job: str
-) -> float:
-    """Return the median latency in ns."""
+) -> tuple[float, int]:
+    """Return the median latency in ns, and how many processes were runnable before."""
     sha256 = sha256_file(path)
     await session.put(sha256, path)
     provider = default_provider(runtime)
@@ -154,14 +155,20 @@ async def measure(
     if not isinstance(outcome, Measured):
         raise SystemExit(f"{path.name} was not measured: {outcome}")
     counted = [s for s in outcome.samples if s.quantity == "latency_ns" and s.warm]
-    return float(median(value for samples in counted for value in samples.values))
+    environment: Any = outcome.evidence["environment"]
+    runnable = int((environment["before"] or {}).get("runnable") or 0)
+    return float(median(value for samples in counted for value in samples.values)), runnable
 
 
 async def curve(board: str, rounds: int, plan: MeasurePlan, kept: results.Checkpoint) -> Any:
-    """Measure every case on a board; return (layer, form, density, runtime) -> ns of each round."""
+    """Measure every case on a board.
+
+    Returns:
+        (layer, form, density, runtime) -> [ns, runnable processes] of each round.
+    """
     kind, settings = builtin_boards()[board]
     code = sha256_file(sparse_source())
-    found: dict[tuple[str, str, float, str], list[float]] = {}
+    found: dict[tuple[str, str, float, str], list[list[float]]] = {}
     with tempfile.TemporaryDirectory() as folder:
         async with on_board.in_use(make_board(board, kind, settings)) as session:
             for number in range(rounds):
@@ -178,13 +185,15 @@ async def curve(board: str, rounds: int, plan: MeasurePlan, kept: results.Checkp
                         )
                         path = Path(folder, "layer.model")
                         path.write_bytes(data)
-                        latency = await measure(
-                            *(session, path, runtime, "sparse-c" if sparse else "onnx", plan),
-                            f"{number}-{name}",
+                        latency = list(
+                            await measure(
+                                *(session, path, runtime, "sparse-c" if sparse else "onnx", plan),
+                                f"{number}-{name}",
+                            )
                         )
                         kept.put(key, latency)
-                        on_board.say(f"{board} round {number}: {name}: {latency / 1e3:.1f} us")
-                    assert isinstance(latency, float)
+                        on_board.say(f"{board} round {number}: {name}: {latency[0] / 1e3:.1f} us")
+                    assert isinstance(latency, list)
                     found.setdefault(name, []).append(latency)
     return found
 
@@ -219,7 +228,13 @@ def main() -> None:
         plan = MeasurePlan(processes=1, min_s=arguments.min_s) if wall else VIRTUAL_PLAN
         rounds = arguments.rounds if wall else 1
         found = asyncio.run(curve(board, rounds, plan, kept))
-        us = {name: median(values) / 1e3 for name, values in found.items()}
+        us = {name: median(ns for ns, _ in values) / 1e3 for name, values in found.items()}
+        if wall:
+            busy = [n > (os.cpu_count() or 1) for values in found.values() for _, n in values]
+            notes.append(
+                f"{sum(busy) / len(busy):.0%} of the host's jobs began with more processes"
+                " runnable than there are cores."
+            )
         for layer in LAYERS:
             own, ort = us[layer.name, "dense", 1.0, "sparse-c"], 0.0
             ort = us[layer.name, "dense", 1.0, "onnxruntime"]

@@ -33,7 +33,7 @@ _OPSET = 17
 COSTS: Mapping[str, Mapping[str, float]] = MappingProxyType(
     {
         "conv": MappingProxyType({"dense": 1.0, "csr": 1.6, "block4x1": 1.05}),
-        "fc": MappingProxyType({"dense": 1.0, "csr": 5.5, "block4x1": 1.3}),
+        "fc": MappingProxyType({"dense": 1.0, "csr": 7.0, "block4x1": 1.6}),
     }
 )
 """What a stored weight costs in time, relative to one of the dense form.
@@ -51,7 +51,7 @@ class SparseLower:
     "dense". "auto" takes for each layer the form that is executed fastest: the one with the least
     product of its stored weights and the measured cost of one (`COSTS`). For convolutions that is
     "csr" up to some 60 % of the weights; a dense layer's lone weights cost so much that "block4x1"
-    is faster although it stores zeros, up to some 35 %. The smallest file is that of "csr".
+    is faster although it stores zeros, up to some 20 %. The smallest file is that of "csr".
 
     Before the file counts it is read back and executed by PyTorch against the network on the golden
     inputs, under the agreement policy of `OnnxLower`; boards execute it by code of their own and

@@ -94,6 +94,7 @@ struct Kernels {
     void (*row)(float *, const float *, const Panel *, float, uint32_t);
     void (*block)(float *, const float *, const Panel *, const float *, uint32_t);
     float (*dot)(const float *, const Panel *);
+    void (*dots)(float *, const float *, const Panel *);
     void (*block_dot)(float *, const float *, const Panel *);
     float (*sum)(const float *, uint32_t);
     void (*clip)(float *, float, float);
@@ -123,7 +124,7 @@ typedef float v4u __attribute__((vector_size(16), aligned(4), may_alias));
 #define NAME_128 "generic"
 #endif
 
-static const Kernels KERNELS_128 = {NAME_128, row_128, block_128, dot_128,
+static const Kernels KERNELS_128 = {NAME_128, row_128, block_128, dot_128, dots_128,
                                     block_dot_128, sum_128, clip_128};
 
 #if defined(__x86_64__)
@@ -142,7 +143,7 @@ typedef float v8u __attribute__((vector_size(32), aligned(4), may_alias));
 #undef NAME
 #undef TARGET
 
-static const Kernels KERNELS_256 = {"avx2", row_256, block_256, dot_256,
+static const Kernels KERNELS_256 = {"avx2", row_256, block_256, dot_256, dots_256,
                                     block_dot_256, sum_256, clip_256};
 
 static int has_avx2(void) {
@@ -465,7 +466,7 @@ static void fill_offsets(const Record *r, const Shape *in, const Op *op, uint32_
             }
 }
 
-/* Expand relative indices into offsets; of a convolution by its table, which FC has none of. */
+/* Expand relative indices into offsets, by a table where they are others than the columns. */
 static void expand(const uint8_t *index, uint32_t count, const uint32_t *table, uint32_t *offsets) {
     uint32_t column = 0;
     for (uint32_t j = 0; j < count; j++) {
@@ -474,11 +475,10 @@ static void expand(const uint8_t *index, uint32_t count, const uint32_t *table, 
     }
 }
 
-/* Whether a table is 0, 1, 2, ... */
-static int is_run(const uint32_t *table, uint64_t columns) {
-    for (uint64_t k = 0; k < columns; k++)
-        if (table[k] != k) return 0;
-    return 1;
+/* Whether each output is made of all of the input (of its group), element by element. */
+static int takes_all(const Record *r, const Shape *in, const Shape *out) {
+    return r->kind == FC ||
+           (is_plain(r, in, out) && r->kernel[0] == in->h && r->kernel[1] == in->w);
 }
 
 static void pack_rows(const float *values, uint64_t columns, float *packed) {
@@ -491,21 +491,20 @@ static void lay_weights(const File *f, const Record *r, Op *op, Arena *arena) {
     uint32_t rows, groups = groups_of(r);
     uint64_t columns;
     matrix(r, in, out, &rows, &columns);
-    int dense = r->format == DENSE, one = out->h * out->w == 1;
-    uint32_t quads = r->format == BLOCK ? (rows + 3) / 4 : dense && !one ? rows / 4 : 0;
+    int dense = r->format == DENSE, one = out->h * out->w == 1, all = takes_all(r, in, out);
+    uint32_t quads = r->format == BLOCK ? (rows + 3) / 4 : dense && (!one || all) ? rows / 4 : 0;
     uint32_t singles = r->format == BLOCK ? 0 : rows - 4 * quads;
     uint32_t count = groups * (quads + singles);
     Panel *panels = take(arena, (uint64_t)count * sizeof(Panel));
-    uint32_t *table = r->kind == FC ? NULL : take(arena, columns * 4);
+    uint32_t *table = all ? NULL : take(arena, columns * 4);
     uint32_t *offsets = dense ? table : take(arena, (uint64_t)r->stored * 4);
-    float *packed = dense ? take(arena, (uint64_t)groups * quads * columns * 16) : NULL;
+    float *packed = dense && !all ? take(arena, (uint64_t)groups * quads * columns * 16) : NULL;
     if (!arena->base) return;
     const float *values = (const float *)(const void *)(f->data + r->values);
     const uint8_t *index = f->data + r->index;
     const uint32_t *counts = (const uint32_t *)(const void *)(f->data + r->counts);
     uint32_t side = op->plane[0] * op->plane[1];
     if (table) fill_offsets(r, in, op, table);
-    if (dense && one && table && is_run(table, columns)) offsets = NULL;
     op->panels = panels;
     op->panel_count = count;
     for (uint32_t g = 0; g < groups; g++) {
@@ -519,7 +518,7 @@ static void lay_weights(const File *f, const Record *r, Op *op, Arena *arena) {
             if (dense) {
                 const float *first = values + (uint64_t)(g * rows + row) * columns;
                 panels->values = first;
-                if (quad) {
+                if (quad && !all) {
                     pack_rows(first, columns, packed);
                     panels->values = packed;
                     packed += 4 * columns;
@@ -714,7 +713,9 @@ static void run_tiles(const Op *op, const Kernels *k, const float *x) {
 static void run_vector(const Op *op, const Kernels *k, const float *x) {
     for (const Panel *p = op->panels; p < op->panels + op->panel_count; p++) {
         float sums[4];
-        if (p->wide == 4)
+        if (p->wide == 4 && !p->offsets)
+            k->dots(sums, x + p->base, p);
+        else if (p->wide == 4)
             k->block_dot(sums, x + p->base, p);
         else
             sums[0] = k->dot(x + p->base, p);
@@ -1047,6 +1048,28 @@ TARGET static float NAME(dot)(const float *restrict x, const Panel *p) {
     if (n > 1) b += values[1] * x[offsets[1]];
     if (n > 2) c += values[2] * x[offsets[2]];
     return (a + b) + (c + d);
+}
+
+/* Four rows of contiguous weights with one output each. */
+TARGET static void NAME(dots)(float *out, const float *restrict x, const Panel *p) {
+    const float *restrict values = p->values;
+    const size_t n = p->count;
+    VEC sums[4][2] = {{{0}, {0}}, {{0}, {0}}, {{0}, {0}}, {{0}, {0}}};
+    size_t j = 0;
+    for (; j + 2 * LANES <= n; j += 2 * LANES) {
+        const VEC first = LOAD(x + j), second = LOAD(x + j + LANES);
+        _Pragma("GCC unroll 4") for (int r = 0; r < 4; r++) {
+            sums[r][0] += LOAD(values + r * n + j) * first;
+            sums[r][1] += LOAD(values + r * n + j + LANES) * second;
+        }
+    }
+    _Pragma("GCC unroll 4") for (int r = 0; r < 4; r++) {
+        const VEC both = sums[r][0] + sums[r][1];
+        float total = 0;
+        for (int i = 0; i < LANES; i++) total += both[i];
+        for (size_t k = j; k < n; k++) total += values[r * n + k] * x[k];
+        out[r] = total;
+    }
 }
 
 /* Four rows with one output each. */
