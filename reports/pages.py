@@ -146,7 +146,7 @@ def page_html(template: str, drawn: dict[str, dict[str, Figure]], **values: obje
             css=_text("page.css"),
             theme_js=theme_js,
             page_js=page_js,
-            figures_json=script_json(_rounded(drawn)),
+            figures_json=script_json({name: _shared(_rounded(v)) for name, v in drawn.items()}),
             plotly=_packed_plotly() if drawn else "",
             policy=_policy(theme_js, page_js),
         )
@@ -297,6 +297,28 @@ def _rounded(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_rounded(part) for part in value]
     return value
+
+
+def _shared(views: dict[str, Figure]) -> dict[str, Figure]:
+    """Return the views of a figure without what their traces have in common with the first's.
+
+    Each keeps what differs from one of the first view's, null for what it lacks; "of" is the index
+    of that one.
+    """
+    first = next(iter(views.values()), None)
+    return {
+        name: view if view is first else {**view, "data": [_less(t, first) for t in view["data"]]}
+        for name, view in views.items()
+    }
+
+
+def _less(trace: dict[str, Any], first: Figure | None) -> dict[str, Any]:
+    nearest = trace
+    for index, base in enumerate(first["data"] if first is not None else ()):
+        keys = dict.fromkeys((*base, *trace))
+        more = {key: trace.get(key) for key in keys if base.get(key) != trace.get(key)}
+        nearest = min(nearest, {"of": index, **more}, key=lambda kept: len(json.dumps(kept)))
+    return nearest
 
 
 def _text(name: str) -> str:

@@ -68,9 +68,16 @@ function coloured(value, style) {
   return value;
 }
 
+// Traces of later views hold only what differs from one of the first view's: that which "of" names.
+function whole(figure, first) {
+  const held = (trace) => Object.fromEntries(Object.entries(trace).filter(([, v]) => v !== null));
+  const full = ({ of, ...trace }) => of === undefined ? trace : held({ ...first.data[of], ...trace });
+  return { ...figure, data: figure.data.map(full) };
+}
+
 function draw(plot, width) {
   const views = figures[plot.dataset.figure];
-  const figure = views[plot.dataset.view] ?? Object.values(views)[0];
+  const figure = whole(views[plot.dataset.view] ?? Object.values(views)[0], Object.values(views)[0]);
   const { data, layout } = coloured(figure, getComputedStyle(document.documentElement));
   // A finger that drags over a figure scrolls the page.
   layout.dragmode = matchMedia("(pointer: coarse)").matches ? false : "zoom";

@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from flatsat.reports import pages
+from flatsat.reports import figures, pages
 from flatsat.reports.model import Headline, JobCounts
 from flatsat.units import TimeKind
 
@@ -154,6 +154,26 @@ def test_figures_are_json_without_anything_that_ends_a_script(page):
         *("pareto0", "pareto1", "latency0", "latency1"),
         *("reward0", "ratios0", "prediction0", "front0"),
     }
+
+
+def test_views_of_a_figure_share_what_they_have_in_common(page, report):
+    code = next(code for attrs, code in page.scripts if attrs.get("id") == "figures")
+    kept = json.loads(code)["pareto0"]
+    whole = {name: figures.pareto(report.sections[0], name) for name in kept}
+    first = next(iter(kept.values()))["data"]
+    for name, view in kept.items():
+        traces = [
+            {**first[t["of"]], **{k: v for k, v in t.items() if k != "of"}} if "of" in t else t
+            for t in view["data"]
+        ]
+        traces = [{k: v for k, v in t.items() if v is not None} for t in traces]
+        assert [(t["name"], t.get("customdata")) for t in traces] == [
+            (t["name"], t.get("customdata")) for t in whole[name]["data"]
+        ]
+        for found, wanted in zip(traces, whole[name]["data"], strict=True):
+            assert found.keys() == wanted.keys()
+            assert found["x"] == pytest.approx(wanted["x"], rel=1e-5)
+    assert len(json.dumps(kept)) < 0.7 * len(json.dumps(whole))
 
 
 @pytest.mark.parametrize("value", ["</script>", "\u2028", "a&b", "<!--"])
