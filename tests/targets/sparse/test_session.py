@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +17,14 @@ from flatsat.errors import InfrastructureError
 from flatsat.jobspec import JobKind, JobSpec
 from flatsat.outcome import Failed, Measured, Owner
 from flatsat.targets import native_sites
-from flatsat.targets.wheels import Interpreter, NoWheel, host_interpreter, own_sites
+from flatsat.targets.wheels import (
+    Interpreter,
+    NoWheel,
+    Wheels,
+    host_interpreter,
+    own_sites,
+    unpack_site,
+)
 
 MakeJob = Callable[..., JobSpec]
 
@@ -132,3 +141,18 @@ def test_the_wheel_is_the_same_each_time(library_path: Any, tmp_path: Any) -> No
     assert made[0] == made[1]
     assert made[0].wheels[0].read_bytes().count(b"libsparse.so")
     assert own_sites().site("onnxruntime", host_interpreter()) is None
+
+
+@pytest.mark.slow
+def test_a_board_with_nothing_is_given_numpy_beside_it(library_path: Any, tmp_path: Any) -> None:
+    try:
+        site = Wheels().site("sparse-c", host_interpreter())
+    except InfrastructureError as error:
+        pytest.skip(f"no wheels of NumPy here: {error.message}")
+    assert site is not None
+    assert [wheel.name.split("-")[0] for wheel in site.wheels] == ["flatsat_native", "numpy"]
+    unpack_site(site, tmp_path / "site")
+    python = getattr(sys, "_base_executable", sys.executable)
+    folder = str(tmp_path / "site")
+    code = f"import sys; sys.path.append({folder!r}); import flatsat_native, numpy"
+    subprocess.run([python, "-I", "-S", "-c", code], check=True)
