@@ -83,12 +83,24 @@ async def test_its_outputs_over_a_data_set_come_back(
     assert np.abs(found - expected).max() <= 1e-4 * np.abs(expected).max()
 
 
+async def test_its_operations_are_timed_one_by_one(
+    bench: Any, spec: JobSpec, make_latency: MakeJob
+) -> None:
+    settings = {"format": "sparse-c", "runtime": "sparse-c", "provider": "cpu"}
+    outcome = await bench.run(make_latency(spec.artifact, kind=JobKind.LAYERS, **settings))
+    assert isinstance(outcome, Measured), outcome
+    layers: Any = outcome.evidence["layers"]
+    kinds = ["conv", "maxpool", "avgpool", "add", "concat", "copy", "fc"]
+    assert [layer["op"] for layer in layers] == kinds
+    assert [layer["name"] for layer in layers] == [f"{i}_{k}" for i, k in enumerate(kinds)]
+    assert all(layer["p50_ns"] >= 0 for layer in layers)
+
+
 @pytest.mark.parametrize(
     ("changes", "owner", "code"),
     [
         ({"threads": 4}, Owner.CONFIG, "threads"),
         ({"provider": "CPUExecutionProvider"}, Owner.CONFIG, "no-provider"),
-        ({"kind": JobKind.LAYERS}, Owner.CONFIG, "no-profiler"),
     ],
 )
 async def test_what_it_cannot_do_is_told(
