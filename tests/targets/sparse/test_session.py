@@ -17,6 +17,7 @@ from flatsat.errors import InfrastructureError
 from flatsat.jobspec import JobKind, JobSpec
 from flatsat.outcome import Failed, Measured, Owner
 from flatsat.targets import native_sites
+from flatsat.targets.native_sites import sources
 from flatsat.targets.wheels import (
     Interpreter,
     NoWheel,
@@ -168,3 +169,10 @@ def test_a_board_with_nothing_is_given_numpy_beside_it(library_path: Any, tmp_pa
     folder = str(tmp_path / "site")
     code = f"import sys; sys.path.append({folder!r}); import flatsat_native, numpy"
     subprocess.run([python, "-I", "-S", "-c", code], check=True)
+
+
+def test_site_native_holds_every_library(library_path: Any) -> None:
+    site = own_sites().site("native", host_interpreter())
+    assert site is not None
+    names = site.wheels[0].read_bytes()
+    assert all(f"flatsat_native/lib{path.stem}.so".encode() in names for path in sources())
