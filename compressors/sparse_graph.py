@@ -11,7 +11,16 @@ from typing import Any, TypeAlias
 import numpy as np
 import onnx
 
-from flatsat.compressors.sparse_program import Op, Program, Shape, Stored, reach, sides, store
+from flatsat.compressors.sparse_program import (
+    Op,
+    Program,
+    Shape,
+    Stored,
+    reach,
+    sides,
+    store,
+    stretched,
+)
 from flatsat.errors import RecipeError
 
 Array: TypeAlias = "np.ndarray[Any, np.dtype[Any]]"
@@ -108,6 +117,9 @@ class _Mapper:
             return
         handlers: Mapping[str, Callable[[Any, dict[str, Any]], _View]] = {
             "Conv": self._conv,
+            "ConvTranspose": self._conv_transpose,
+            "Resize": self._resize,
+            "Upsample": self._resize,
             "Gemm": self._gemm,
             "MatMul": self._matmul,
             "Relu": self._relu,
@@ -174,6 +186,48 @@ class _Mapper:
         shape = (weight.shape[0], *_places(op, view.shape, ceil=False))
         matrix = weight.reshape(len(weight), -1)
         return self._weighted("conv", node.input[1], shape, view, matrix, bias, op)
+
+    def _conv_transpose(self, node: Any, given: dict[str, Any]) -> _View:
+        """Put zeros between the inputs and convolve with the kernel turned round."""
+        view = self._shaped(node)
+        weight = self._number(node, 1, "weight")
+        if weight.ndim != 4 or len(view.shape) != 3 or "output_shape" in given:
+            raise _refusal(node, "only two-dimensional windows with pads are executed")
+        groups, kernel = int(given.get("group", 1)), weight.shape[2:]
+        window = _window(node, given, kernel, view.shape)
+        more = [int(n) for n in given.get("output_padding", (0, 0))]
+        spans = [window["dilation"][i] * (kernel[i] - 1) for i in (0, 1)]
+        before = tuple(spans[i] - window["before"][i] for i in (0, 1))
+        behind = tuple(spans[i] - window["behind"][i] + more[i] for i in (0, 1))
+        if min(*before, *behind) < 0:
+            raise _refusal(node, "its padding cuts more than its kernel adds")
+        wide = Op("stretch", 0, (), stride=window["stride"])
+        places = tuple(stretched(wide, view.shape[i + 1], i) for i in (0, 1))
+        view = self._append("stretch", (view.shape[0], *places), (view,), stride=wide.stride)
+        # (inputs, outputs of a group, ...) -> (outputs, inputs of a group, ...).
+        parts = weight[:, :, ::-1, ::-1].reshape(groups, -1, *weight.shape[1:])
+        turned = parts.transpose(0, 2, 1, 3, 4).reshape(-1, weight.shape[0] // groups, *kernel)
+        shapes = {"kernel": window["kernel"], "dilation": window["dilation"], "groups": groups}
+        op = Op("conv", 0, (), **shapes, before=before, behind=behind)
+        bias = self._number(node, 2, "bias") if len(node.input) > 2 else None
+        shape = (len(turned), *_places(op, view.shape, ceil=False))
+        matrix = turned.reshape(len(turned), -1)
+        return self._weighted("conv", node.input[1], shape, view, matrix, bias, op)
+
+    def _resize(self, node: Any, given: dict[str, Any]) -> _View:
+        """Repeat rows and columns: nearest neighbours at a whole scale."""
+        view = self._shaped(node)
+        shape = self._inferred.get(node.output[0], ())
+        plain = given.get("mode", b"nearest") == b"nearest" and (
+            given.get("coordinate_transformation_mode", b"asymmetric") == b"asymmetric"
+            and given.get("nearest_mode", b"floor") == b"floor"
+        )
+        if not plain or len(shape) != 4 or len(view.shape) != 3 or shape[1] != view.shape[0]:
+            raise _refusal(node, "only rows and columns are repeated")
+        factors = tuple(shape[i + 2] // view.shape[i + 1] for i in (0, 1))
+        if any(factors[i] * view.shape[i + 1] != shape[i + 2] for i in (0, 1)):
+            raise _refusal(node, f"it makes {shape[2:]} of {view.shape[1:]}")
+        return self._append("stretch", shape[1:], (view,), stride=factors, repeat=True)
 
     def _weighted(
         self,

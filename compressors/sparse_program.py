@@ -15,13 +15,14 @@ program for each image.
        40       zeros
     values    V times 4 u32: rank (1 or 3), channels, height, width; of a vector the last two are 1
     ops       O times 32 words, in the order of execution:
-        0 kind: 1 conv, 2 fc, 3 max pool, 4 average pool, 5 add, 6 concat (channels), 7 copy
+        0 kind: 1 conv, 2 fc, 3 max pool, 4 average pool, 5 add, 6 concat (channels), 7 copy,
+          8 stretch (each row and column stands stride times, or has zeros put behind it)
         1 output value; 2 input value; 3 other input (add)
         4 low, 5 high (f32): outputs are held between them (-inf and inf: not at all; 0 and inf:
           ReLU; 0 and 6: ReLU6)
         6 kernel, 8 stride, 10 dilation, 12 padding before, 14 padding behind: height, then width
        16 groups; 17 format of the weights: 0 dense, 1 csr, 2 block4x1
-       18 flags: 1 an average counts padding
+       18 flags: 1 an average counts padding; 2 stretch repeats
        19 entries; 20, 21, 22, 23 offsets of values, indices, counts, bias (0: no bias)
        24 offset and 25 length of a concat's list of values (u32 each), the first of which is 2
        26 zeros
@@ -58,7 +59,7 @@ MAGIC = b"FlatSprs"
 VERSION = 1
 FORMAT = "sparse-c"
 BATCH = "batch"
-KINDS = ("conv", "fc", "maxpool", "avgpool", "add", "concat", "copy")
+KINDS = ("conv", "fc", "maxpool", "avgpool", "add", "concat", "copy", "stretch")
 FORMATS = ("dense", "csr", "block4x1")
 INDEX_BITS = 8
 BLOCK_ROWS = 4
@@ -68,7 +69,7 @@ MOST_ELEMENTS = 1 << 28
 HEAD = struct.Struct("<8s8I24x")
 VALUE = struct.Struct("<4I")
 OP = struct.Struct("<4I2f20I24x")
-COUNT_PAD = 1
+COUNT_PAD, REPEAT = 1, 2
 
 
 @dataclass(frozen=True)
@@ -171,6 +172,7 @@ class Op:
         kernel, stride, dilation, before, behind: of a window; (height, width).
         groups: of a conv.
         count_pad: an average counts padding.
+        repeat: a stretch by `stride` repeats; else it puts zeros between.
         weights, bias: of conv and fc; the bias (rows,) float32 or None.
     """
 
@@ -186,6 +188,7 @@ class Op:
     behind: Pair = (0, 0)
     groups: int = 1
     count_pad: bool = False
+    repeat: bool = False
     weights: Stored | None = None
     bias: Array | None = None
 
@@ -201,6 +204,11 @@ def sides(shape: Shape) -> tuple[int, int, int]:
 def reach(op: Op, axis: int) -> int:
     """Return how many places a kernel spans along an axis."""
     return op.dilation[axis] * (op.kernel[axis] - 1) + 1
+
+
+def stretched(op: Op, length: int, axis: int) -> int:
+    """Return how long an axis is after a stretch."""
+    return length * op.stride[axis] if op.repeat else (length - 1) * op.stride[axis] + 1
 
 
 @dataclass(frozen=True)
@@ -244,7 +252,10 @@ class Program:
 
     @property
     def macs(self) -> int:
-        """Multiply-accumulates of the dense network, for one image."""
+        """Multiply-accumulates of the dense program, for one image.
+
+        Those with the zeros that a transposed convolution puts in between count.
+        """
         return sum(self._places(op) * math.prod(op.weights.shape) for op in self.ops if op.weights)
 
     @property
@@ -332,10 +343,11 @@ def _record(op: Op, data: _Data) -> bytes:
     listed = (0, 0)
     if op.kind == "concat":
         listed = (data.put(np.array(op.inputs), "<u4"), len(op.inputs))
+    flags = COUNT_PAD * op.count_pad + REPEAT * op.repeat
     windows = (*op.kernel, *op.stride, *op.dilation, *op.before, *op.behind)
     return OP.pack(
         *(KINDS.index(op.kind) + 1, op.output, op.inputs[0]),
         op.inputs[1] if op.kind == "add" else 0,
-        *(op.low, op.high, *windows, op.groups, format_, COUNT_PAD * op.count_pad, entries),
+        *(op.low, op.high, *windows, op.groups, format_, flags, entries),
         *(*offsets, *listed),
     )

@@ -18,6 +18,7 @@ from flatsat.compressors.sparse_program import (
     MOST,
     MOST_ELEMENTS,
     OP,
+    REPEAT,
     VALUE,
     VERSION,
     Op,
@@ -27,6 +28,7 @@ from flatsat.compressors.sparse_program import (
     is_sparse_program,
     reach,
     sides,
+    stretched,
 )
 from flatsat.errors import DataError, ModelError
 
@@ -182,6 +184,7 @@ def _op(reader: _Reader, name: str, record: tuple[Any, ...], shapes: tuple[Shape
         behind=(record[14], record[15]),
         groups=record[16],
         count_pad=bool(record[18] & COUNT_PAD),
+        repeat=bool(record[18] & REPEAT),
     )
     if fault := _misfit(op, shapes):
         raise reader.wrong(f"{name} ({word}): {fault}")
@@ -205,6 +208,11 @@ def _misfit(op: Op, shapes: tuple[Shape, ...]) -> str:
         fits = math.prod(taken) == math.prod(given)
     elif op.kind == "fc":
         fits = given[1:] == (1, 1)
+    elif op.kind == "stretch":
+        fits = taken[0] == given[0] and all(
+            0 < op.stride[i] < 65536 and stretched(op, taken[i + 1], i) == given[i + 1]
+            for i in (0, 1)
+        )
     elif max(*op.kernel, *op.stride, *op.dilation, *op.before, *op.behind) > 65535 or not min(
         *op.kernel, *op.stride, *op.dilation
     ):

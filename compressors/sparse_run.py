@@ -51,6 +51,8 @@ def _execute(op: Op, taken: list[Tensor], places: tuple[int, int, int]) -> Tenso
         return torch.cat(taken, 1)
     if op.kind == "copy":
         return x.reshape(len(x), *places)
+    if op.kind == "stretch":
+        return _stretch(op, x, places)
     if op.kind in ("maxpool", "avgpool"):
         return _pool(op, x, places)
     assert op.weights is not None
@@ -61,6 +63,14 @@ def _execute(op: Op, taken: list[Tensor], places: tuple[int, int, int]) -> Tenso
     weight = matrix.reshape(len(matrix), x.shape[1] // op.groups, *op.kernel)
     x = F.pad(x, (op.before[1], op.behind[1], op.before[0], op.behind[0]))
     return F.conv2d(x, weight, bias, op.stride, dilation=op.dilation, groups=op.groups)
+
+
+def _stretch(op: Op, x: Tensor, places: tuple[int, int, int]) -> Tensor:
+    if op.repeat:
+        return x.repeat_interleave(op.stride[0], 2).repeat_interleave(op.stride[1], 3)
+    made = x.new_zeros(len(x), *places)
+    made[:, :, :: op.stride[0], :: op.stride[1]] = x
+    return made
 
 
 def _pool(op: Op, x: Tensor, places: tuple[int, int, int]) -> Tensor:

@@ -27,7 +27,7 @@ _VALUE_BYTES = 16
 _OP_BYTES = 128
 _ALIGNED = 64
 _ABI = 1
-_KINDS = ("", "conv", "fc", "maxpool", "avgpool", "add", "concat", "copy")
+_KINDS = ("", "conv", "fc", "maxpool", "avgpool", "add", "concat", "copy", "stretch")
 
 
 class _Info(ctypes.Structure):

@@ -44,9 +44,9 @@
 #define VALUE_BYTES 16u
 #define OP_BYTES 128u
 
-enum { CONV = 1, FC = 2, MAXPOOL = 3, AVGPOOL = 4, ADD = 5, CONCAT = 6, COPY = 7 };
+enum { CONV = 1, FC = 2, MAXPOOL = 3, AVGPOOL = 4, ADD = 5, CONCAT = 6, COPY = 7, STRETCH = 8 };
 enum { DENSE = 0, CSR = 1, BLOCK = 2 };
-enum { COUNT_PAD = 1 };
+enum { COUNT_PAD = 1, REPEAT = 2 };
 
 typedef struct {
     uint32_t kind, output, input, other;
@@ -335,6 +335,13 @@ static int is_plain(const Record *r, const Shape *in, const Shape *out) {
            out->h + reach(r, 0) - 1 == in->h && out->w + reach(r, 1) - 1 == in->w;
 }
 
+/* The length of an axis whose elements are repeated, or have zeros put between them. */
+static uint64_t stretched(const Record *r, const Shape *in, int which) {
+    if (!r->stride[which] || r->stride[which] > 65535) return 0;
+    if (r->flags & REPEAT) return (uint64_t)axis(in, which) * r->stride[which];
+    return (uint64_t)(axis(in, which) - 1) * r->stride[which] + 1;
+}
+
 static int check_op(const File *f, const Record *r, Info *info) {
     const Shape *in = f->shapes + r->input, *out = f->shapes + r->output;
     uint32_t phases[2], plane[2];
@@ -379,6 +386,11 @@ static int check_op(const File *f, const Record *r, Info *info) {
         info->work += elements(out);
         return channels == out->c ? OK : GEOMETRY;
     }
+    case STRETCH:
+        info->work += elements(out);
+        return in->c == out->c && stretched(r, in, 0) == out->h && stretched(r, in, 1) == out->w
+                   ? OK
+                   : GEOMETRY;
     case COPY:
         info->work += elements(out);
         return elements(in) == elements(out) ? OK : GEOMETRY;
@@ -869,6 +881,25 @@ static void run_add(const Op *op) {
     clip_all(to, n, op);
 }
 
+static void run_stretch(const Op *op) {
+    uint32_t down = op->record.stride[0], right = op->record.stride[1];
+    int repeat = (op->record.flags & REPEAT) != 0;
+    const float *from = op->source;
+    float *to = op->target;
+    for (uint64_t row = 0; row < (uint64_t)op->out.c * op->out.h; row++, to += op->out.w) {
+        uint32_t y = (uint32_t)(row % op->out.h);
+        const float *line = from + (row / op->out.h * op->in.h + y / down) * op->in.w;
+        if (repeat) {
+            for (uint32_t x = 0; x < op->out.w; x++) to[x] = line[x / right];
+            continue;
+        }
+        for (uint32_t x = 0; x < op->out.w; x++) to[x] = 0;
+        for (uint32_t x = 0; y % down == 0 && x < op->in.w; x++)
+            to[(uint64_t)x * right] = line[x];
+    }
+    clip_all(op->target, elements(&op->out), op);
+}
+
 static void run_op(const Op *op, const Kernels *k) {
     switch (op->record.kind) {
     case CONV:
@@ -881,6 +912,9 @@ static void run_op(const Op *op, const Kernels *k) {
         break;
     case ADD:
         run_add(op);
+        break;
+    case STRETCH:
+        run_stretch(op);
         break;
     case CONCAT: {
         float *to = op->target;

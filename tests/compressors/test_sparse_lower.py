@@ -106,11 +106,43 @@ def test_branches_skips_and_late_norms_are_reproduced() -> None:
     assert (late.kernel, late.low) == ((1, 1), 0.0)
 
 
+class SmallUNet(nn.Module):
+    """Down, up by a transposed convolution or by repeating, joined with what was there."""
+
+    def __init__(self, up: nn.Module) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(2, 4, 3, padding=1)
+        self.deep = nn.Conv2d(4, 6, 3, padding=1)
+        self.up = up
+        self.last = nn.Conv2d(10, 3, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        first = torch.relu(self.first(x))
+        deep = torch.relu(self.deep(F.max_pool2d(first, 2)))
+        return self.last(torch.cat([first, self.up(deep)], 1))
+
+
+@pytest.mark.parametrize(
+    "up",
+    [
+        nn.ConvTranspose2d(6, 6, 2, 2),
+        nn.ConvTranspose2d(6, 6, 3, 2, 1, output_padding=1, groups=3),
+        nn.ConvTranspose2d(6, 6, 4, 2, 1, bias=False),
+        nn.Upsample(scale_factor=2, mode="nearest"),
+    ],
+)
+def test_images_are_made_larger_again(up: nn.Module) -> None:
+    program, found, expected = mapped(SmallUNet(up), (2, 8, 12))
+    assert found.shape == (3, 3, 8, 12)
+    assert np.abs(found - expected).max() <= 1e-4 * np.abs(expected).max()
+    assert "stretch" in {op.kind for op in program.ops}
+
+
 @pytest.mark.parametrize(
     ("layer", "told"),
     [
         (nn.Sigmoid(), "Sigmoid"),
-        (nn.ConvTranspose2d(2, 2, 2, 2), "ConvTranspose"),
+        (nn.Upsample(scale_factor=2, mode="bilinear"), "Resize"),
         (nn.Softmax(1), "Softmax"),
         (nn.MaxPool2d(2, dilation=2), "MaxPool"),
     ],

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from flatsat.compressors.sparse_program import FORMATS, to_bytes
+from flatsat.compressors.sparse_program import FORMATS, Op, to_bytes
 from flatsat.targets.agent.runtime_sparse import Program, SparseLibrary
 
 MUTANTS = 30_000
@@ -83,6 +83,8 @@ def files(programs: Any) -> list[bytes]:
     made = [programs.everything(format_) for format_ in FORMATS]
     window = {"kernel": (3, 2), "stride": (2, 3), "before": (1, 0), "behind": (2, 1)}
     made += [programs.conv((4, 9, 9), 6, f, groups=2, **window) for f in FORMATS]
+    wide = Op("stretch", 1, (0,), stride=(2, 3))
+    made.append(programs.one(wide, (2, 4, 5), (2, 7, 13)))
     return [to_bytes(program) for program in made]
 
 

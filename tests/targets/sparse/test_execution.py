@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flatsat.compressors import sparse_run
-from flatsat.compressors.sparse_program import FORMATS, Op, Program, store, to_bytes
+from flatsat.compressors.sparse_program import FORMATS, Op, Program, store, stretched, to_bytes
 from flatsat.targets.agent.runtime_sparse import Program as Loaded
 from flatsat.targets.agent.runtime_sparse import SparseLibrary
 
@@ -145,6 +145,17 @@ def test_every_kind_of_operation_in_a_row(
 ) -> None:
     program = programs.everything(format_)
     require_equal(library, program, programs.images(program, 5))
+
+
+@pytest.mark.parametrize("repeat", [True, False])
+@pytest.mark.parametrize("stride", [(1, 1), (2, 2), (3, 1), (1, 4)])
+def test_stretching(
+    library: SparseLibrary, programs: Any, stride: tuple[int, int], repeat: bool
+) -> None:
+    op = Op("stretch", 1, (0,), -0.5, 2.0, stride=stride, repeat=repeat)
+    places = [stretched(op, length, axis) for axis, length in enumerate((4, 5))]
+    program = programs.one(op, (3, 4, 5), (3, *places))
+    require_equal(library, program, programs.images(program))
 
 
 def test_values_that_are_no_numbers_stay_so(library: SparseLibrary, programs: Any) -> None:
