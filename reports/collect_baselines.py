@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from flatsat.reports.compare import compare
 from flatsat.reports.model import RatioReport
+from flatsat.reports.techniques import numbers
 from flatsat.units import TimeKind
 
 if TYPE_CHECKING:
@@ -46,15 +47,18 @@ class Taken:
 
 
 def reference(one: Taken, group: Sequence[Taken]) -> Taken | None:
-    """Return the float artifact of the dense reference, of the same seed where there is one."""
-    if one.known.candidate.role == "reference" and one.known.artifact.role == "float":
+    """Return the float artifact of the dense reference, of the same seed where there is one.
+
+    A runtime that leaves zeros out has a float form of its own, of role "sparse".
+    """
+    if one.known.candidate.role == "reference" and numbers(one.known.artifact.role) == "float":
         return None
     fitting = [
         other
         for other in group
         if other.context == one.context
         and other.known.candidate.role == "reference"
-        and other.known.artifact.role == "float"
+        and numbers(other.known.artifact.role) == "float"
     ]
     seed = one.known.candidate.seed
     own = [other for other in fitting if other.known.candidate.seed == seed]

@@ -155,9 +155,12 @@ def roofline(
     events: EventsReport | None,
     board: CapabilityReport | None,
 ) -> RooflinePoint | None:
-    """Return where an artifact stands; None without a latency or a count of MACs."""
+    """Return where an artifact stands; None without a latency or a count of MACs.
+
+    A file that leaves zeros out has none: how many MACs it executes is not known here.
+    """
     macs = held.candidate.macs
-    if not macs or not p50_ns:
+    if not macs or not p50_ns or held.artifact.role == "sparse":
         return None
     counted = None if events is None else events.traffic_bytes
     traffic = counted or least_traffic_bytes(held, batch)

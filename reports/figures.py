@@ -11,6 +11,7 @@ import math
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from flatsat.reports import ranks, words
+from flatsat.reports.techniques import numbers
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,6 +26,7 @@ FAMILIES = {
     "equal-macs": ("narrow network at equal MACs", "square"),
     "float": ("compressed, float", "circle"),
     "int8": ("compressed, int8", "triangle-up"),
+    "sparse": ("compressed, zeros left out", "hexagon"),
     "other": ("compressed, other", "pentagon"),
     "imported": ("imported", "star"),
 }
@@ -40,7 +42,7 @@ _LOG_FROM = 6.0
 
 def family(measurement: MeasurementReport) -> str:
     """Return the family by which a measurement is drawn, a key of `FAMILIES`."""
-    if measurement.role == "reference" and measurement.precision != "float":
+    if measurement.role == "reference" and numbers(measurement.precision) != "float":
         return _compressed(measurement.precision)
     if measurement.role in ("reference", "equal-macs", "imported"):
         return measurement.role
@@ -48,7 +50,7 @@ def family(measurement: MeasurementReport) -> str:
 
 
 def _compressed(precision: str) -> str:
-    return precision if precision in ("float", "int8") else "other"
+    return precision if precision in ("float", "int8", "sparse") else "other"
 
 
 def base_layout(**more: Any) -> dict[str, Any]:

@@ -57,7 +57,7 @@ def size_points(report: RunReport, workload: str) -> tuple[SizePoint, ...]:
         (c, precision)
         for c in report.candidates
         if c.workload == workload and c.role in ("compressed", "equal-macs", "reference")
-        for precision in dict.fromkeys(form for _, _, form, _ in c.artifacts)
+        for precision in dict.fromkeys(techniques.numbers(form) for _, _, form, _ in c.artifacts)
         if c.role != "reference" or precision != "float"
     ]
     boards = [judged.on_board(report, c, precision) for c, precision in mine]

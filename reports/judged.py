@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from flatsat.reports import techniques
 from flatsat.reports.sizes import reference_of
 
 if TYPE_CHECKING:
@@ -62,11 +63,14 @@ def measured_accuracy(
     report: RunReport, candidate: CandidateReport, precision: str
 ) -> tuple[str, AccuracyReport] | None:
     """Return (board, accuracy) of the first measurement that has one, None without any."""
-    mine = {sha for sha, _, form, _ in candidate.artifacts if form == precision}
-    for section in report.sections:
-        for m in section.measurements:
-            if m.artifact in mine and m.accuracy is not None:
-                return section.board, m.accuracy
+    mine = [a for a in candidate.artifacts if techniques.numbers(a[2]) == precision]
+    # A float file goes before a sparse one: the dense reference has one, so that the two pair.
+    for role in dict.fromkeys((precision, *(form for _, _, form, _ in mine))):
+        shas = {sha for sha, _, form, _ in mine if form == role}
+        for section in report.sections:
+            for m in section.measurements:
+                if m.artifact in shas and m.accuracy is not None:
+                    return section.board, m.accuracy
     return None
 
 

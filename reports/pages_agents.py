@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from flatsat.reports import figures_survey, judged, sizes, words
+from flatsat.reports import figures_survey, judged, sizes, techniques, words
 from flatsat.reports.figures_survey import LayerLine
 
 if TYPE_CHECKING:
@@ -189,7 +189,7 @@ def _cost(candidate: CandidateReport) -> str:
 
 
 def _latencies(report: RunReport, candidate: CandidateReport) -> tuple[Latency, ...]:
-    shas = {sha for sha, _, form, _ in candidate.artifacts if form == "float"}
+    shas = {s for s, _, form, _ in candidate.artifacts if techniques.numbers(form) == "float"}
     return tuple(
         Latency(
             f"{section.board}, {m.runtime}, {section.clock.value} clock",

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from flatsat.reports.model import (
         BoardSection,
         CandidateReport,
+        Estimate,
         MeasurementReport,
         RatioReport,
         RunReport,
@@ -44,21 +45,38 @@ class Column:
 
 
 @dataclass(frozen=True)
+class Across:
+    """Speed against the dense reference in another runtime.
+
+    Attributes:
+        runtime: the other one.
+        value: its median latency / this one's.
+        low, high: as far as the ends of the two medians' 95 % intervals allow, which is wider
+            than an interval of the ratio would be; None without them.
+    """
+
+    runtime: str
+    value: float
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True)
 class Cell:
     """A file as measured in a column.
 
     Attributes:
         p50_ns: median latency.
         ratio: against the dense reference in the same column; None for itself and without one.
-        across: times as fast as the dense reference in another runtime on the same board and
-            clock (medians, no interval), and that runtime; where this runtime has no reference.
+        across: for a runtime that leaves zeros out, and where a runtime has no dense reference:
+            the speed against the dense reference in the quickest other runtime of the board.
         idle: "nothing" where the file's zeros are shown to bring no speed, "unsettled" where none
             is shown, "" where the question doesn't arise.
     """
 
     p50_ns: float | None
     ratio: RatioReport | None
-    across: tuple[float, str] | None
+    across: Across | None
     idle: str
 
 
@@ -133,7 +151,9 @@ def results(report: RunReport) -> list[Results]:
         rows = [
             row
             for candidate in mine
-            for precision in dict.fromkeys(form for _, _, form, _ in candidate.artifacts)
+            for precision in dict.fromkeys(
+                techniques.numbers(form) for _, _, form, _ in candidate.artifacts
+            )
             if (row := _row(report, sections, columns, candidate, precision)) is not None
         ]
         if columns and any(row.candidate.role == "compressed" for row in rows):
@@ -162,7 +182,7 @@ def _row(
     precision: str,
 ) -> ResultRow | None:
     """Return a row, None where nothing of it was measured."""
-    mine = [a for a in candidate.artifacts if a[2] == precision]
+    mine = [a for a in candidate.artifacts if techniques.numbers(a[2]) == precision]
     shas = {sha for sha, _, _, _ in mine}
     measured = [(s, m) for s in sections for m in s.measurements if m.artifact in shas]
     if not measured:
@@ -240,8 +260,8 @@ def _cell(
     if unstructured and ratio is not None and not column.runtime.startswith(_SPARSE_RUNTIMES):
         idle = _IDLE.get(ratio.verdict, "")
     across = None
-    if ratio is None and m.role != "reference" and m.p50_ns.value:
-        across = _across(column, sections, m.p50_ns.value)
+    if (ratio is None and m.role != "reference") or column.runtime.startswith(_SPARSE_RUNTIMES):
+        across = _across(column, sections, m.p50_ns)
     return Cell(m.p50_ns.value, ratio, across, idle)
 
 
@@ -249,12 +269,10 @@ def _where(section: BoardSection, m: MeasurementReport) -> Column:
     return Column(section.board, section.board_id, section.clock.value, m.runtime, m.threads)
 
 
-def _across(
-    column: Column, sections: Sequence[BoardSection], p50_ns: float
-) -> tuple[float, str] | None:
-    """Return how many times as fast as the dense reference in its quickest other runtime."""
+def _across(column: Column, sections: Sequence[BoardSection], mine: Estimate) -> Across | None:
+    """Return the speed against the dense reference in its quickest other runtime."""
     dense = [
-        (m.p50_ns.value, m.runtime)
+        (m.p50_ns.value, m.runtime, m.p50_ns)
         for s in sections
         if s.board_id == column.board_id and s.clock.value == column.clock
         for m in s.measurements
@@ -264,10 +282,16 @@ def _across(
         and m.threads == column.threads
         and m.p50_ns.value
     ]
-    if not dense:
+    if not dense or not mine.value:
         return None
-    fastest, runtime = min(dense)
-    return fastest / p50_ns, runtime
+    fastest, runtime, theirs = min(dense, key=lambda one: one[:2])
+    ends = (theirs.low, mine.high, theirs.high, mine.low)
+    low, high = (
+        (theirs.low / mine.high, theirs.high / mine.low)
+        if all(ends) and theirs.low and theirs.high and mine.low and mine.high
+        else (None, None)
+    )
+    return Across(runtime, fastest / mine.value, low, high)
 
 
 def _narrow(

@@ -19,6 +19,7 @@ from flatsat.reports.figures_static import (
     pixel_density,
     place,
 )
+from flatsat.reports.techniques import numbers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -270,11 +271,11 @@ def heats(report: RunReport) -> list[Heat]:
 
 
 def candidate_family(candidate: CandidateReport) -> str:
-    """Return the family of a candidate by its role and its last artifact."""
+    """Return the family of a candidate by its role, and whether it has a float file at all."""
     if candidate.role in ("reference", "equal-macs", "imported"):
         return candidate.role
-    precision = candidate.artifacts[-1][2] if candidate.artifacts else "float"
-    return precision if precision in ("float", "int8") else "other"
+    precisions = {numbers(form) for _, _, form, _ in candidate.artifacts} or {"float"}
+    return next((form for form in ("float", "int8") if form in precisions), "other")
 
 
 def mask_views(report: RunReport) -> tuple[list[MaskView], int]:

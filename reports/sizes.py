@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from flatsat.reports import techniques
+
 if TYPE_CHECKING:
     from flatsat.reports.model import CandidateReport, RunReport
     from flatsat.reports.model_survey import Kept
@@ -40,13 +42,13 @@ def dense_bytes(candidate: CandidateReport | None) -> int | None:
 
 
 def sized(candidate: CandidateReport, kept: Kept, precision: str) -> Sized | None:
-    """Return the smallest known form of a candidate's files of a precision; None without any.
+    """Return the smallest known form of a candidate's network of a precision; None without any.
 
     A coded file goes before everything else: it exists, and it is what would be sent. Next come
     the bytes that a way to store the parameters would take, for float files; an int8 file is as
     large as it is.
     """
-    mine = [a for a in candidate.artifacts if a[2] == precision]
+    mine = [a for a in candidate.artifacts if techniques.numbers(a[2]) == precision]
     coded = [kept.coded[sha] for sha, _, _, _ in mine if sha in kept.coded]
     if coded:
         coder, size = min(coded, key=lambda form: form[1])

@@ -21,6 +21,15 @@ _LOW_RANK = ("svd", "tucker", "cp-", "separable")
 _AFTERWARDS = ("fine-tune", "code", "bias-correct")
 
 
+def numbers(role: str) -> str:
+    """Return what numbers a file of a role computes with: a sparse file is another form of float.
+
+    Files of a candidate that compute with the same numbers are one network; they differ in what
+    executes them.
+    """
+    return "float" if role == "sparse" else role
+
+
 def technique(step: str) -> str:
     """Return `PRUNE`, `QUANTISE`, `LOW_RANK` or "" for a step by its registered name."""
     if step == "prune" or step.endswith("-prune"):
@@ -34,6 +43,10 @@ def techniques(candidate: CandidateReport, precision: str = "float") -> tuple[st
     """Return what was done to an artifact of a candidate, each once, in the order of the recipe.
 
     An int8 file is quantised, whatever the recipe's steps.
+
+    Args:
+        candidate: as compressed.
+        precision: as `numbers` tells it.
     """
     found = [technique(step.use) for step in candidate.steps]
     if precision == "int8":

@@ -20,6 +20,7 @@ from flatsat.outcome import (
     Owner,
     Samples,
 )
+from flatsat.reports import pages_results
 from flatsat.reports.collect import collect
 from flatsat.reports.pages import run_html
 from flatsat.reports.rows import AccuracyRow, CandidateRow, JobRow, RunRow
@@ -204,6 +205,29 @@ def test_a_candidate_is_held_against_the_reference_and_the_narrow_network(record
     assert [m.label for m in report.sections[0].measurements] == [
         "narrow", "half", "far", "reference",
     ]  # fmt: skip
+
+
+def test_a_file_without_zeros_is_held_against_the_dense_one_of_its_own_runtime(record):
+    record.candidate("dense", "reference", roles=("float", "sparse"))
+    record.candidate("pruned", "compressed", kept=0.1, roles=("float", "sparse"))
+    for name, us in (("dense", 90), ("pruned", 30)):
+        record.latency(name, us, precision="sparse", runtime="sparse-c")
+        record.latency(name, 100)
+    report = collect(record.store, "r1")
+    sparse = _find(report, "pruned sparse")
+    assert sparse.versus_reference.against == "dense sparse"
+    assert sparse.versus_reference.value == pytest.approx(3, rel=0.02)
+    assert _find(report, "pruned float").versus_reference.verdict == "equal"
+    assert _find(report, "dense sparse").versus_reference is None
+    (table,) = pages_results.results(report)
+    row = next(row for row in table.rows if row.label == "pruned")
+    assert [column.runtime for column in table.columns] == ["onnxruntime", "sparse-c"]
+    dense, skipping = row.cells
+    assert dense.idle == "nothing"
+    assert skipping.idle == ""
+    assert skipping.ratio.verdict == "faster"
+    assert skipping.across.runtime == "onnxruntime"
+    assert skipping.across.value == pytest.approx(100 / 30, rel=0.02)
 
 
 def test_accuracy_is_paired_on_the_same_images(record):
