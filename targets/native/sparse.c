@@ -1034,14 +1034,17 @@ TARGET static void NAME(block)(float *tile, const float *x, const Panel *p, cons
                                uint32_t pitch) {
     const uint32_t *restrict offsets = p->offsets;
     const float *restrict values = p->values;
-    const uint32_t n = p->count;
     VEC sums[4][WIDTH(16)];
     _Pragma("GCC unroll 4") for (int r = 0; r < 4; r++)
         _Pragma("GCC unroll 8") for (int i = 0; i < WIDTH(16); i++)
             sums[r][i] = (VEC){0} + bias[r];
-    for (uint32_t j = 0; j < n; j++) {
-        const float *at = x + offsets[j];
-        const float *w = values + 4 * (uint64_t)j;
+    for (const uint32_t *end = offsets + p->count; offsets < end; offsets++, values += 4) {
+        const float *at = x + *offsets;
+#if LANES == 4
+        const v4 w = *(const v4u *)(const void *)values;
+#else
+        const float *w = values;
+#endif
         VEC read[WIDTH(16)];
         _Pragma("GCC unroll 8") for (int i = 0; i < WIDTH(16); i++)
             read[i] = LOAD(at + i * LANES);
