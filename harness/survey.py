@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from flatsat.errors import FlatSatError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Sequence
 
     import numpy as np
 
@@ -81,12 +81,15 @@ def _mask(candidate: Candidate) -> MaskPicture | None:
     return MaskPicture(name, rows, cols, np.packbits(mask).tobytes(), image)
 
 
-def _images(candidates: Iterable[Candidate]) -> dict[str, tuple[ImageAtBits, ...]]:
-    """Return, of workloads whose weights were put on levels, an input on as many levels."""
+def _images(candidates: Sequence[Candidate]) -> dict[str, tuple[ImageAtBits, ...]]:
+    """Return, of workloads with networks of several numbers of bits, an input on as many levels."""
+    bits: dict[str, set[object]] = {}
+    for candidate in candidates:
+        for step in candidate.recipe.get("steps", ()):
+            bits.setdefault(candidate.workload, set()).add(step.get("params", {}).get("bits"))
     found: dict[str, tuple[ImageAtBits, ...]] = {}
     for candidate in candidates:
-        steps = candidate.recipe.get("steps", ())
-        if candidate.workload in found or not any("bits" in s.get("params", ()) for s in steps):
+        if candidate.workload in found or len(bits.get(candidate.workload, set()) - {None}) < 2:
             continue
         golden = _golden_input(candidate)
         if golden is not None:

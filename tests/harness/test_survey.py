@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from flatsat.reports.store import SqlStore
 
 BITS4: Mapping[str, Any] = {"use": "linear-quantise", "params": {"bits": 4}}
+BITS2: Mapping[str, Any] = {"use": "linear-quantise", "params": {"bits": 2}}
 PRUNE: Mapping[str, Any] = {"use": "magnitude-prune", "params": {"sparsity": 0.5}}
 
 
@@ -126,6 +127,7 @@ def test_a_layer_that_reads_no_pixels_has_no_bands(lab: Lab, store: SqlStore) ->
 
 def test_the_image_takes_at_most_two_to_the_bits_levels(lab: Lab, store: SqlStore) -> None:
     put(lab, store, "deep", BITS4)
+    put(lab, store, "deeper", BITS2)
     _, survey = survey_of(lab, store, "r1")
     (images,) = survey.images.values()
     assert [image.bits for image in images] == [None, 8, 7, 6, 5, 4, 3, 2, 1]
@@ -147,13 +149,15 @@ def test_images_of_other_shapes_are_shown_in_colour_by_their_first_channel_or_th
 ) -> None:
     x = np.random.default_rng(0).random((2, *shape), dtype=np.float32)
     put(lab, store, "deep", BITS4, images=x)
+    put(lab, store, "deeper", BITS2, images=x)
     _, survey = survey_of(lab, store, "r1")
     image = survey.images["mnist-mini/lenet300"][0]
     assert (image.channels, image.height, image.width) == said
 
 
-def test_without_bits_no_image_is_kept(lab: Lab, store: SqlStore) -> None:
+def test_without_several_numbers_of_bits_no_image_is_kept(lab: Lab, store: SqlStore) -> None:
     put(lab, store, "deep", PRUNE)
+    put(lab, store, "four", PRUNE, BITS4)
     assert survey_of(lab, store, "r1")[1].images == {}
 
 
@@ -174,8 +178,7 @@ def test_an_import_and_a_folder_that_is_gone_or_broken_do_no_harm(
 def test_the_page_of_a_run_has_them(lab: Lab, store: SqlStore) -> None:
     put(lab, store, "reference", role="reference")
     put(lab, store, "deep", PRUNE, BITS4)
-    two: Mapping[str, Any] = {"use": "linear-quantise", "params": {"bits": 2}}
-    put(lab, store, "deeper", PRUNE, two)
+    put(lab, store, "deeper", PRUNE, BITS2)
     text = report(lab, store, "r1").read_text(encoding="utf-8")
     for part in ("sparsity", "weights", "bits"):
         assert f'<h2 id="{part}">' in text, part
