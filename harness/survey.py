@@ -83,13 +83,16 @@ def _mask(candidate: Candidate) -> MaskPicture | None:
 
 def _images(candidates: Sequence[Candidate]) -> dict[str, tuple[ImageAtBits, ...]]:
     """Return, of workloads with networks of several numbers of bits, an input on as many levels."""
-    bits: dict[str, set[object]] = {}
+    bits: dict[str, set[int]] = {}
     for candidate in candidates:
         for step in candidate.recipe.get("steps", ()):
-            bits.setdefault(candidate.workload, set()).add(step.get("params", {}).get("bits"))
+            given = step.get("params", {}).get("bits")
+            # Some steps take a table of bits by kind of layer: no single picture is of those.
+            if isinstance(given, int):
+                bits.setdefault(candidate.workload, set()).add(given)
     found: dict[str, tuple[ImageAtBits, ...]] = {}
     for candidate in candidates:
-        if candidate.workload in found or len(bits.get(candidate.workload, set()) - {None}) < 2:
+        if candidate.workload in found or len(bits.get(candidate.workload, ())) < 2:
             continue
         golden = _golden_input(candidate)
         if golden is not None:

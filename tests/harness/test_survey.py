@@ -158,6 +158,7 @@ def test_images_of_other_shapes_are_shown_in_colour_by_their_first_channel_or_th
 def test_without_several_numbers_of_bits_no_image_is_kept(lab: Lab, store: SqlStore) -> None:
     put(lab, store, "deep", PRUNE)
     put(lab, store, "four", PRUNE, BITS4)
+    put(lab, store, "shared", {"use": "share-weights", "params": {"bits": {"conv": 8, "fc": 5}}})
     assert survey_of(lab, store, "r1")[1].images == {}
 
 
