@@ -48,10 +48,10 @@ class SizePoint:
 
 
 def size_points(report: RunReport, workload: str) -> tuple[SizePoint, ...]:
-    """Return each compressed candidate's files that have a size and an accuracy.
+    """Return each compressed candidate's networks that have a size and an accuracy.
 
-    Accuracy is that of the test split on a board where all of them have it, else that of the
-    validation split on the host for all: the two are never mixed.
+    Accuracy is that of the test split on a board where enough of them have it to be told apart,
+    else that of the validation split on the host: the two are never mixed.
     """
     mine = [
         (c, precision)
@@ -60,23 +60,30 @@ def size_points(report: RunReport, workload: str) -> tuple[SizePoint, ...]:
         for precision in dict.fromkeys(techniques.numbers(form) for _, _, form, _ in c.artifacts)
         if c.role != "reference" or precision != "float"
     ]
-    boards = [judged.on_board(report, c, precision) for c, precision in mine]
-    if all(found is not None and found.loss is not None for found in boards):
-        found = boards
-    else:
-        found = [judged.on_host(report, c, precision) for c, precision in mine]
+    measured = _points(report, [(*one, judged.on_board(report, *one)) for one in mine])
+    if telling(measured):
+        return measured
+    return _points(report, [(*one, judged.on_host(report, *one)) for one in mine])
+
+
+def telling(points: Sequence[SizePoint]) -> bool:
+    """Return whether so many networks of several techniques are there that a picture compares."""
+    return len(points) >= _FEWEST and len({p.series for p in points} - {"narrow", "other"}) > 1
+
+
+def _points(
+    report: RunReport, found: Sequence[tuple[CandidateReport, str, Judged | None]]
+) -> tuple[SizePoint, ...]:
     points: list[SizePoint] = []
-    for (candidate, precision), accuracy in zip(mine, found, strict=True):
+    for candidate, precision, accuracy in found:
         dense = sizes.dense_bytes(sizes.reference_of(report, candidate))
         size = sizes.sized(candidate, report.survey.of(candidate.candidate_id), precision)
         if accuracy is None or accuracy.loss is None or size is None or not dense:
             continue
         method = techniques.method(candidate, precision)
         label = candidate.label if precision == "float" else f"{candidate.label} {precision}"
-        series = series_of(candidate, precision)
-        points.append(
-            SizePoint(label, method, series, size, size.size_bytes / dense, accuracy)
-        )  # fmt: skip
+        series, share = series_of(candidate, precision), size.size_bytes / dense
+        points.append(SizePoint(label, method, series, size, share, accuracy))
     return tuple(points)
 
 
@@ -92,7 +99,7 @@ def series_of(candidate: CandidateReport, precision: str) -> str:
 
 def ratio(points: Sequence[SizePoint]) -> Figure | None:
     """Return accuracy against size; None below three points or with one technique alone."""
-    if len(points) < _FEWEST or len({p.series for p in points} - {"narrow", "other"}) < 2:
+    if not telling(points):
         return None
     data: list[dict[str, Any]] = []
     for key, (said, colour, symbol) in SERIES.items():

@@ -129,6 +129,7 @@ class Results:
 
     Attributes:
         idle: what dense runtimes make of zeros, one sentence a column that has some.
+        more: networks whose speed alone was measured, which are left out.
         virtual: whether a column counts instructions; dtypes: and int8 stands beside float there.
     """
 
@@ -138,6 +139,7 @@ class Results:
     idle: tuple[str, ...]
     virtual: bool
     dtypes: bool
+    more: int
 
 
 def results(report: RunReport) -> list[Results]:
@@ -148,20 +150,35 @@ def results(report: RunReport) -> list[Results]:
         columns = _columns(sections)
         mine = [c for c in report.candidates if c.workload == workload]
         mine.sort(key=lambda c: _ROLES.index(c.role) if c.role in _ROLES else len(_ROLES))
-        rows = [
+        every = [
             row
-            for candidate in mine
-            for precision in dict.fromkeys(
-                techniques.numbers(form) for _, _, form, _ in candidate.artifacts
-            )
+            for candidate, precision in _networks(mine)
             if (row := _row(report, sections, columns, candidate, precision)) is not None
         ]
+        # A search times many networks that it never judges on the board.
+        rows = [row for row in every if row.accuracy is not None] or every
         if columns and any(row.candidate.role == "compressed" for row in rows):
             virtual = any(column.clock == "virtual" for column in columns)
             dtypes = virtual and any(s.virtual and s.several_dtypes for s in sections)
             idle = _idle(columns, rows)
-            found.append(Results(workload, columns, tuple(rows), idle, virtual, dtypes))
+            more = len(every) - len(rows)
+            found.append(Results(workload, columns, tuple(rows), idle, virtual, dtypes, more))
     return found
+
+
+def _networks(candidates: Sequence[CandidateReport]) -> list[tuple[CandidateReport, str]]:
+    """Return (candidate, precision) of each network once: candidates may share its files."""
+    found: list[tuple[CandidateReport, str]] = []
+    seen: set[str] = set()
+    # Of two candidates that share files, that with more of them tells more.
+    for candidate in sorted(candidates, key=lambda c: -len(c.artifacts)):
+        for precision in dict.fromkeys(techniques.numbers(a[2]) for a in candidate.artifacts):
+            shas = {a[0] for a in candidate.artifacts if techniques.numbers(a[2]) == precision}
+            if not shas <= seen:
+                found.append((candidate, precision))
+            seen |= shas
+    place = {candidate.candidate_id: i for i, candidate in enumerate(candidates)}
+    return sorted(found, key=lambda one: place[one[0].candidate_id])
 
 
 def _columns(sections: Sequence[BoardSection]) -> tuple[Column, ...]:

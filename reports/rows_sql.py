@@ -110,7 +110,7 @@ def candidate_row(row: Row) -> CandidateRow:
 def artifact_values(artifact: Artifact) -> dict[str, object]:
     """Return the columns of an artifact but its key and position."""
     value = artifact.to_json()
-    rest = ("inputs", "outputs", "lowered_from", "goldens", "agreement")
+    rest = ("inputs", "outputs", "lowered_from", "goldens", "agreement", "coded")
     return {
         "format": artifact.format,
         "role": artifact.role,

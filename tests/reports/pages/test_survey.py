@@ -131,6 +131,7 @@ def test_accuracies_of_board_and_host_never_share_the_plot(report, chains):
     section = report.sections[0]
     m = section.find("magnitude")
     one = replace(section, measurements=(replace(m, artifact="sha-pruned"),))
+    # A single one on the board compares nothing: all are told by the host.
     mixed = figures_survey.size_points(replace(chains, sections=(one,)), "digits/net")
     assert {p.accuracy.where for p in mixed} == {judged.ON_HOST}
     shas = [c.artifacts[0][0] for c in chains.candidates[1:]]
@@ -349,6 +350,34 @@ def test_a_runtime_without_the_dense_network_is_held_against_it_elsewhere(method
     assert cell.across.value == pytest.approx(dense / m.p50_ns.value)
     assert cell.across.low < 0.99 * cell.across.value < 1.01 * cell.across.value < cell.across.high
     assert _row(table, "filters-50").cells[column] is None
+
+
+def test_networks_that_were_only_timed_are_counted_and_left_out(methods):
+    section = methods.sections[0]
+    timed = tuple(
+        replace(m, accuracy=None) if m.label.startswith("filters") else m
+        for m in section.measurements
+    )
+    (table,) = pages_results.results(
+        replace(methods, sections=(replace(section, measurements=timed),))
+    )
+    assert table.more == 2
+    assert not any(row.label.startswith("filters") for row in table.rows)
+
+
+def test_a_network_whose_file_two_candidates_share_stands_once(methods):
+    first = next(c for c in methods.candidates if c.label == "filters-50")
+    twin = replace(first, candidate_id="c-twin", label="twin")
+    more = replace(
+        first,
+        candidate_id="c-more",
+        label="more",
+        artifacts=(*first.artifacts, ("x", "onnx", "int8", 5)),
+    )
+    (table,) = pages_results.results(replace(methods, candidates=(twin, *methods.candidates, more)))
+    labels = [row.label for row in table.rows]
+    assert "more" in labels
+    assert not {"twin", "filters-50"} & set(labels)
 
 
 def test_without_a_compressed_network_there_is_no_table(methods):
