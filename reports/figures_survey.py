@@ -129,7 +129,8 @@ def ratio(points: Sequence[SizePoint]) -> Figure | None:
                 "width": 0,
             }
         data.append(trace)
-    where = points[0].accuracy.where
+    places = list(dict.fromkeys(p.accuracy.where for p in points))
+    where = places[0] if len(places) == 1 else "test split, on the boards"
     return {
         "data": data,
         "layout": base_layout(
