@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from flatsat.artifact import Artifact
+    from flatsat.compressors.tensor_ranges import TensorRange
     from flatsat.datasets.workload import Split, Workload
 
 
@@ -160,8 +161,12 @@ class Codec(Protocol):
     name: ClassVar[str]
     Params: ClassVar[type[StepParams]]
 
-    def encode(self, data: bytes) -> bytes:
-        """Return the coded bytes."""
+    def encode(self, data: bytes, tensors: Sequence[TensorRange], suffix: str = "bin") -> bytes:
+        """Return the coded bytes; `tensors` of the file are coded, the rest is packed.
+
+        Raises:
+            RecipeError: the file can't be coded.
+        """
 
     def decode(self, coded: bytes) -> bytes:
         """Return the bytes that `encode` was given.

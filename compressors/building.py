@@ -17,7 +17,8 @@ import torch
 from filelock import FileLock
 
 import flatsat
-from flatsat.canonical import canonical_json
+from flatsat.artifact import Coded
+from flatsat.canonical import canonical_json, sha256_bytes
 from flatsat.compressors.agreement import top1_agreement
 from flatsat.compressors.base import Network, StepContext
 from flatsat.compressors.candidate import (
@@ -31,6 +32,7 @@ from flatsat.compressors.candidate import (
     save,
     writing,
 )
+from flatsat.compressors.codec import SUFFIX
 from flatsat.compressors.graph import count, layers
 from flatsat.compressors.onnx_model import run_host
 from flatsat.compressors.pictures import first_dense, pictures, put_pictures
@@ -44,6 +46,7 @@ from flatsat.compressors.recipe import (
 )
 from flatsat.compressors.registry import entry, int8_pass, step_class
 from flatsat.compressors.storage import bytes_by_coding
+from flatsat.compressors.tensor_ranges import tensor_ranges
 from flatsat.compressors.tflite_lower import accuracy
 from flatsat.datasets.fit import evaluate
 from flatsat.datasets.nets import build as build_net
@@ -138,12 +141,13 @@ def _make(
     cpu_started = time.process_time()
     network = _transform(spec, network, ctx)
     artifacts, passes = _lower(spec, network, folder, ctx)
+    artifacts, coded = _code(spec, artifacts, folder)
     cpu_s = time.process_time() - cpu_started
     found = layers(network.module, network.input_shape)
     params, nonzeros, macs = count(network.module, network.input_shape)
     put_masks(folder, first_dense(network, found))
     put_pictures(folder, pictures(network, found, before))
-    history = (*network.history, *passes)
+    history = (*network.history, *passes, *coded)
     on_host = {"validation": evaluate(network.module, splits.validation)}
     for told in passes:
         key = f"validation/{told['role']}"
@@ -275,6 +279,42 @@ def _int8(
         "top1_agreement_with_float": _goldens_agree(folder, source, artifact),
         "accuracy_validation": _host_accuracy(folder / artifact.file, artifact, ctx),
     }
+
+
+def _code(
+    spec: RecipeSpec, artifacts: tuple[Artifact, ...], folder: Path
+) -> tuple[tuple[Artifact, ...], list[dict[str, Any]]]:
+    """Write each file's coded form, if the recipe has a codec; return what the coder tells."""
+    if spec.code is None:
+        return artifacts, []
+    name = str(spec.code["with"])
+    cls = step_class(name, "codec")
+    params = cls.Params.model_validate({k: v for k, v in spec.code.items() if k != "with"})
+    made, told = [], []
+    for artifact in artifacts:
+        started = time.process_time()
+        data = (folder / artifact.file).read_bytes()
+        with _placed("code"):
+            coded = cls(params).encode(
+                data, tensor_ranges(data, artifact.format), artifact.file.rpartition(".")[2]
+            )
+        form = Coded(name, artifact.file + SUFFIX, sha256_bytes(coded), len(coded))
+        (folder / form.file).write_bytes(coded)
+        made.append(replace(artifact, coded=form))
+        told.append(
+            {
+                "step": "code",
+                "params": {"with": name, **params.model_dump(mode="json")},
+                "layers": [],
+                "cost": {"train_steps": 0, "forward_passes": 0},
+                "cpu_s": time.process_time() - started,
+                "role": artifact.role,
+                "format": artifact.format,
+                "artifact": artifact.sha256,
+                "size_bytes": form.size_bytes,
+            }
+        )
+    return tuple(made), told
 
 
 @contextlib.contextmanager

@@ -39,8 +39,8 @@ class Candidate:
     """The artifacts of one network and their provenance.
 
     Attributes:
-        candidate_id: hash of the sorted hashes of the artifacts; two recipes that give the same
-            files share one candidate, which keeps the recipe that came first.
+        candidate_id: hash of the sorted hashes of the artifacts and their coded forms; two recipes
+            that give the same files share one candidate, which keeps the recipe that came first.
         recipe_id: hash of the intent; "" for an import.
         recipe: the recipe as JSON; {} for an import.
         name: what people call it.
@@ -89,6 +89,10 @@ class Candidate:
         """Return where an artifact's file lies."""
         return self.folder / artifact.file
 
+    def coded_path(self, artifact: Artifact) -> Path | None:
+        """Return where an artifact's coded form lies, or None without one."""
+        return None if artifact.coded is None else self.folder / artifact.coded.file
+
     def goldens(self, artifact: Artifact) -> Path | None:
         """Return where an artifact's goldens lie, or None without goldens."""
         return None if artifact.goldens is None else goldens_path(self.folder, artifact.goldens)
@@ -132,8 +136,10 @@ class Candidate:
 
 
 def candidate_id(artifacts: tuple[Artifact, ...]) -> str:
-    """Return the hash of the artifacts' sorted hashes as 64 hex digits."""
-    return sha256_json(sorted(artifact.sha256 for artifact in artifacts))
+    """Return the hash of the artifacts' sorted hashes as 64 hex digits, coded forms included."""
+    hashes = [artifact.sha256 for artifact in artifacts]
+    hashes += [artifact.coded.sha256 for artifact in artifacts if artifact.coded is not None]
+    return sha256_json(sorted(hashes))
 
 
 def goldens_path(folder: Path, sha256: str) -> Path:
@@ -289,6 +295,10 @@ def _verify(candidate: Candidate) -> None:
         if not is_safe_name(artifact.file):
             raise ModelError(f"{candidate.folder}: unsafe artifact name {artifact.file!r}")
         _verify_file(candidate.folder / artifact.file, artifact.sha256)
+        if artifact.coded is not None:
+            if not is_safe_name(artifact.coded.file):
+                raise ModelError(f"{candidate.folder}: unsafe name {artifact.coded.file!r}")
+            _verify_file(candidate.folder / artifact.coded.file, artifact.coded.sha256)
         if artifact.goldens is not None:
             if not _SHA.fullmatch(artifact.goldens):
                 raise ModelError(f"{candidate.folder}: goldens {artifact.goldens!r} are no hash")

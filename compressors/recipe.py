@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from flatsat.progress import Progress
 
 KeyPath = tuple[str | int, ...]
+_DEFAULT_CODEC = "context"
 
 
 # What pydantic calls them in Python's words.
@@ -88,7 +89,7 @@ class RecipeSpec:
         seeds: one candidate for each.
         steps: transforms in order; none gives the dense reference.
         lowers: the files to write.
-        code: how weights are coded, or None.
+        code: how weights are coded for uplink: "with" and that codec's parameters; or None.
     """
 
     name: str
@@ -132,7 +133,7 @@ def from_mapping(name: str, mapping: Mapping[str, Any]) -> RecipeSpec:
 
     Keys: `workload`, `seeds` ([0]), `step` (tables with `use` and the step's parameters), `lower`
     (tables with `to`, the lowering's parameters and perhaps `int8`; by default one ONNX file),
-    `code`.
+    `code` (a table with `with`, a codec, and its parameters; "context" by default).
 
     Raises:
         RecipeKeyError: a key or value is wrong; the message names its place and the nearest valid
@@ -148,7 +149,7 @@ def from_mapping(name: str, mapping: Mapping[str, Any]) -> RecipeSpec:
         seeds=tuple(table.seeds),
         steps=tuple(_step(raw, i) for i in range(len(table.step))),
         lowers=tuple(_lower(table.lower, raw, i) for i in range(len(table.lower))),
-        code=table.code,
+        code=None if table.code is None else _code(table.code, raw),
     )
 
 
@@ -160,7 +161,7 @@ def check(spec: RecipeSpec) -> Workload:
             split that a step lacks, or the same file asked for twice.
     """
     if spec.code is not None:
-        raise RecipeKeyError("no codec is built in yet", ("code",), hint="leave this table out")
+        entry(str(spec.code["with"]), "codec")
     try:
         workload, network = parse_ref(spec.workload)
     except UsageError as error:
@@ -294,6 +295,12 @@ def _lower(tables: Sequence[Mapping[str, Any]], raw: Mapping[str, Any], index: i
         _params(name, "lower", given, path, raw, also=("int8",)),
         None if int8 is None else _params(int8_pass(name), "pass", int8, (*path, "int8"), raw),
     )
+
+
+def _code(table: Mapping[str, Any], raw: Mapping[str, Any]) -> dict[str, Any]:
+    name = _name({"with": _DEFAULT_CODEC, **table}, "with", "codec", ("code",))
+    given = {key: value for key, value in table.items() if key != "with"}
+    return {"with": name, **_params(name, "codec", given, ("code",), raw, also=("with",))}
 
 
 def _name(table: Mapping[str, Any], key: str, kind: str, path: KeyPath) -> str:

@@ -23,7 +23,7 @@ class StepEntry:
     """One registered step.
 
     Attributes:
-        name: as a recipe's `use` (transforms) or `to` (lowerings) gives it.
+        name: as a recipe's `use` (transforms), `to` (lowerings) or `with` (codecs) gives it.
         kind: "transform", "lower", "pass" or "codec".
         target: "module:Class" inside `flatsat.compressors`.
         summary: one line for lists.
@@ -111,6 +111,20 @@ _STEPS = (
         "quantise a TFLite file to int8, inputs and outputs too, with litert-quantizer",
         needs=("calibration",),
     ),
+    StepEntry(
+        "context",
+        "codec",
+        "codec:ContextCodec",
+        "code weights with adaptive contexts: the smallest files",
+    ),
+    StepEntry(
+        "huffman",
+        "codec",
+        "codec:HuffmanCodec",
+        "code weights with relative indices and Huffman codes (Han et al. 2016)",
+    ),
+    StepEntry("range", "codec", "codec:RangeCodec", "code weights with a static range coder"),
+    StepEntry("ans", "codec", "codec:AnsCodec", "code weights with static ANS (Duda 2013)"),
 )
 
 _INT8_PASSES = {"onnx": "int8", "tflite": "tflite-int8"}

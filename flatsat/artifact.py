@@ -39,6 +39,23 @@ class Agreement:
 
 
 @dataclass(frozen=True)
+class Coded:
+    """A model file in coded form, as it would be sent up.
+
+    Attributes:
+        coder: what its weights are coded with: "context", "huffman", "range", "ans".
+        file: its name inside the candidate's folder.
+        sha256: of its bytes.
+        size_bytes: of it.
+    """
+
+    coder: str
+    file: str
+    sha256: str
+    size_bytes: int
+
+
+@dataclass(frozen=True)
 class Artifact:
     """One model file.
 
@@ -56,6 +73,7 @@ class Artifact:
             "in:NAME" and "out:NAME", the first axis of each counts the goldens where the model has
             a batch axis.
         agreement: what the goldens are compared by, or None without goldens.
+        coded: the same file in coded form, or None without.
     """
 
     sha256: str
@@ -71,6 +89,7 @@ class Artifact:
     lowered_from: str | None = None
     goldens: str | None = None
     agreement: Agreement | None = None
+    coded: Coded | None = None
 
     def to_json(self) -> dict[str, object]:
         """Return a JSON-able mapping that `from_json` reads back."""
@@ -90,4 +109,6 @@ class Artifact:
             fields[key] = tuple(TensorSpec.from_json(spec) for spec in specs)
         agreement = cast("Mapping[str, object] | None", fields.get("agreement"))
         fields["agreement"] = None if agreement is None else Agreement.from_json(agreement)
+        coded = cast("Mapping[str, object] | None", fields.get("coded"))
+        fields["coded"] = None if coded is None else Coded(**coded)  # type: ignore[arg-type]
         return cls(**fields)  # type: ignore[arg-type]

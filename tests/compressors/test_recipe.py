@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from flatsat.canonical import sha256_bytes
+from flatsat.coded.container import decode
 from flatsat.compressors.candidate import load_candidate
 from flatsat.compressors.recipe import (
     LowerSpec,
@@ -29,7 +31,7 @@ from flatsat.compressors.recipe import (
     recipe_id,
     role_of,
 )
-from flatsat.errors import InfrastructureError, RecipeError, UsageError
+from flatsat.errors import InfrastructureError, ModelError, RecipeError, UsageError
 
 DEEP: dict[str, Any] = {
     "workload": "mnist-mini/lenet300",
@@ -157,7 +159,6 @@ def test_faults_name_their_place(
             "501 images are asked for, the calibration split has 500",
         ),
         (changed(lower=[{"to": "onnx"}, {"to": "onnx"}]), ("lower", 1), "same file"),
-        (changed(code={"with": "ans"}), ("code",), "no codec is built in yet"),
     ],
 )
 def test_a_recipe_is_checked_as_a_whole(
@@ -171,10 +172,53 @@ def test_a_recipe_is_checked_as_a_whole(
 
 
 def test_nothing_is_built_of_a_wrong_recipe(tmp_path: Path, cache_dir: Path) -> None:
-    spec = from_mapping("r", changed(code={"with": "ans"}))
-    with pytest.raises(RecipeError, match="no codec"):
+    spec = from_mapping("r", changed(lower=[{"to": "onnx"}, {"to": "onnx"}]))
+    with pytest.raises(RecipeError, match="same file"):
         build(spec, 0, candidates_dir=tmp_path / "c", cache_dir=cache_dir)
     assert not (tmp_path / "c").exists()
+
+
+@pytest.mark.parametrize(
+    ("code", "path", "says"),
+    [
+        ({"with": "contxt"}, ("code", "with"), "did you mean 'context'"),
+        ({"with": 3}, ("code",), "needs 'with' with a name"),
+        ({"with": "fine-tune"}, ("code", "with"), "no codec named 'fine-tune'"),
+        ({"with": "huffman", "index_bits": 5}, ("code", "index_bits"), "did you mean"),
+        ({"with": "huffman", "index_bits_fc": 99}, ("code", "index_bits_fc"), "16"),
+    ],
+)
+def test_a_wrong_codec_is_told_with_its_place(
+    code: dict[str, Any], path: tuple[str, ...], says: str
+) -> None:
+    with pytest.raises(RecipeKeyError, match=says) as caught:
+        from_mapping("r", changed(code=code))
+    assert caught.value.key_path == path
+
+
+def test_code_writes_a_coded_form_beside_each_file(tmp_path: Path, cache_dir: Path) -> None:
+    plain = from_mapping("plain", CHEAP)
+    coded = from_mapping("coded", {**CHEAP, "code": {}})
+    assert coded.code == {"with": "context"}
+    assert recipe_id(plain, 0) != recipe_id(coded, 0)
+    before = load_candidate(build(plain, 0, candidates_dir=tmp_path, cache_dir=cache_dir))
+    made = load_candidate(build(coded, 0, candidates_dir=tmp_path, cache_dir=cache_dir))
+    # The same model file, and a candidate of its own: it has one file more.
+    assert made.candidate_id != before.candidate_id
+    assert [one.sha256 for one in made.artifacts] == [one.sha256 for one in before.artifacts]
+    for artifact in made.artifacts:
+        path = made.coded_path(artifact)
+        assert path is not None
+        assert artifact.coded is not None
+        data = path.read_bytes()
+        assert (len(data), sha256_bytes(data)) == (artifact.coded.size_bytes, artifact.coded.sha256)
+        assert decode(data) == made.path(artifact).read_bytes()
+        assert len(data) < artifact.size_bytes
+    told = [entry for entry in made.history if entry["step"] == "code"]
+    assert [entry["artifact"] for entry in told] == [one.sha256 for one in made.artifacts]
+    path.write_bytes(data[:-1])
+    with pytest.raises(ModelError, match="was changed"):
+        load_candidate(made.folder)
 
 
 def test_recipe_id_is_the_intent() -> None:
