@@ -33,7 +33,7 @@ from flatsat.jobspec import VIRTUAL_PLAN, JobKind, JobSpec, MeasurePlan
 from flatsat.outcome import Measured
 from flatsat.runtimes import default_provider
 from flatsat.targets.boards import builtin_boards, make_board
-from flatsat.targets.native_sites import sparse_source
+from flatsat.targets.native_sites import sparse_library
 
 if TYPE_CHECKING:
     from flatsat.targets.board import Session
@@ -167,7 +167,8 @@ async def curve(board: str, rounds: int, plan: MeasurePlan, kept: results.Checkp
         (layer, form, density, runtime) -> [ns, runnable processes] of each round.
     """
     kind, settings = builtin_boards()[board]
-    code = sha256_file(sparse_source())
+    # What was measured with other code is measured anew.
+    code = sha256_file(sparse_library())
     found: dict[tuple[str, str, float, str], list[list[float]]] = {}
     with tempfile.TemporaryDirectory() as folder:
         async with on_board.in_use(make_board(board, kind, settings)) as session:

@@ -644,7 +644,8 @@ static void fill_planes(const Op *op) {
                         for (uint32_t x = 0; x < wide; x++) to[x] = 0;
                         continue;
                     }
-                    const float *line = op->source + ((uint64_t)c * in->h + row - r->before[0]) * in->w;
+                    const float *line = op->source;
+                    line += ((uint64_t)c * in->h + row - r->before[0]) * in->w;
                     for (uint32_t x = 0; x < from; x++) to[x] = 0;
                     if (from < end) {
                         line += (uint64_t)from * step + px - r->before[1];
@@ -689,7 +690,8 @@ static void put(float *restrict to, const float *restrict tile, const Piece *pie
         uint32_t i = 0;
         /* What a last vector has too much falls on outputs that are yet to come. */
         if (p.to + ((p.length + 3) & ~3u) <= end)
-            for (; i < p.length; i += 4) *(v4u *)(to + p.to + i) = *(const v4u *)(tile + p.from + i);
+            for (; i < p.length; i += 4)
+                *(v4u *)(to + p.to + i) = *(const v4u *)(tile + p.from + i);
         else
             for (; i < p.length; i++) to[p.to + i] = tile[p.from + i];
     }
