@@ -31,7 +31,8 @@ BUILDING = "building"
 _SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _SHA = re.compile(r"[0-9a-f]{64}")
 _NPZ_DATE = (1980, 1, 1, 0, 0, 0)
-_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO})
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO})
+"""Errors of a disk that is full or failing."""
 
 
 @dataclass(frozen=True)
@@ -285,7 +286,7 @@ def writing(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         text = f"can't write to {folder}: {error.strerror or error}"
-        if error.errno in _FULL:
+        if error.errno in FULL:
             raise InfrastructureError(text, hint="free some space and run again") from error
         raise UsageError(text, hint="choose another folder, or change its permissions") from error
 

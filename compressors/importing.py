@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from flatsat.artifact import Artifact
 from flatsat.canonical import sha256_bytes
+from flatsat.coded.container import decode, is_coded, read_header
+from flatsat.coded.errors import CodedError
 from flatsat.compressors.agreement import policy
 from flatsat.compressors.candidate import (
     BUILDING,
@@ -48,7 +50,7 @@ def import_model(
 ) -> Candidate:
     """Make a candidate of role "imported" from an ONNX or a TFLite file or a sparse program.
 
-    Which it is, the content says, not the name.
+    Which it is, the content says, not the name. A file of coded weights is decoded first.
 
     Weights that the model keeps in other files are put inside the candidate's file. Importing the
     same model again gives the same candidate; goldens and a name that are given replace those
@@ -68,6 +70,10 @@ def import_model(
         UsageError: the folder can't be written to.
         InfrastructureError: the disk is full.
     """
+    if is_coded(_head(path)):
+        with tempfile.TemporaryDirectory(prefix="flatsat-decode-") as place:
+            plain = _decoded(path, Path(place))
+            return import_model(plain, goldens, candidates_dir, name)
     model = _read(path)
     info = model.info
     arrays = None if goldens is None else read_goldens(goldens, info.inputs, info.outputs)
@@ -192,12 +198,36 @@ class _Model:
     agreement: Agreement
 
 
-def _read(path: Path) -> _Model:
+def _head(path: Path) -> bytes:
     try:
         with path.open("rb") as stream:
-            head = stream.read(8)
+            return stream.read(8)
     except OSError:
-        head = b""
+        return b""
+
+
+def _decoded(path: Path, folder: Path) -> Path:
+    """Write the model file that was coded into `folder`, under its own name.
+
+    Raises:
+        ModelError: the coded file is damaged.
+    """
+    from flatsat.compressors.codec import SUFFIX, coder_library
+
+    try:
+        data = path.read_bytes()
+        suffix = read_header(data).suffix
+        model = decode(data, library=coder_library())
+    except CodedError as error:
+        raise ModelError(f"{path}: {error}", hint="send or copy the file again") from error
+    stem = path.name.removesuffix(SUFFIX).removesuffix(f".{suffix}") or "model"
+    plain = folder / f"{stem}.{suffix}"
+    plain.write_bytes(model)
+    return plain
+
+
+def _read(path: Path) -> _Model:
+    head = _head(path)
     if is_sparse_program(head):
         program, data = read_sparse(path)
         return _Model(SPARSE, data, program, None, None, {"step": "import"}, policy(None))

@@ -191,7 +191,7 @@ def resolve_model(lab: Lab, model: str) -> tuple[Candidate, str]:
         return candidate, candidate.name
     if path.exists():
         return _import(lab, path), path.name
-    if path.suffix in (".onnx", ".tflite", ".sparse-c") or os.sep in model:
+    if path.suffix in (".onnx", ".tflite", ".sparse-c", ".fscw") or os.sep in model:
         raise UsageError(f"no such file: {path}", hint=_similar(path))
     candidate = lab.candidate(model)
     return candidate, candidate.name
@@ -272,13 +272,13 @@ def _import(lab: Lab, path: Path) -> Candidate:
 
 
 def _is_no_onnx(path: Path) -> bool:
-    """Return whether a file says of itself that it is a TFLite model or a sparse program."""
+    """Return whether a file says of itself that it is another kind of model, or a coded one."""
     try:
         with path.open("rb") as stream:
             head = stream.read(8)
     except OSError:
         return False
-    return head[4:] == b"TFL3" or head == b"FlatSprs"
+    return head[4:] == b"TFL3" or head == b"FlatSprs" or head[:4] == b"FSCW"
 
 
 def _similar(path: Path) -> str | None:

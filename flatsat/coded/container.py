@@ -32,6 +32,8 @@ CODERS[PLANES] = "planes"
 _SIZES = {INT8: 1, UINT8: 1, FLOAT32: 4}
 _MOST_TENSORS = 100_000
 _MOST_LEVELS = 1 << 16
+_ANY = 1 << 62
+"""What is read in one piece ends with the file."""
 _SUFFIX = re.compile(rb"[a-z0-9]{1,16}")
 _DEFLATE = -15
 
@@ -305,7 +307,7 @@ class _Reader:
         suffix = self.take(self.byte())
         if not _SUFFIX.fullmatch(suffix):
             raise CodedError("the coded file is damaged: no suffix of a file's name")
-        packed = self.take(self.number(len(self._data), "the skeleton"))
+        packed = self.take(self.number(_ANY, "the skeleton"))
         tensors: List[Tensor] = []
         inside = gaps = 0
         for _ in range(self.number(_MOST_TENSORS, "the number of tensors")):
@@ -315,7 +317,7 @@ class _Reader:
             tensors.append(tensor)
         if inside + gaps > file_bytes:
             raise CodedError("the coded file is damaged: more tensors than file")
-        stream = self.take(self.number(len(self._data), "the stream"))
+        stream = self.take(self.number(_ANY, "the stream"))
         if self._at != len(self._data):
             raise CodedError("the coded file is damaged: bytes behind its end")
         skeleton = _inflate(packed, file_bytes - inside, "the skeleton")
@@ -389,7 +391,7 @@ class _Reader:
         )
 
     def _packed(self) -> bytes:
-        return self.take(self.number(len(self._data), "a payload"))
+        return self.take(self.number(_ANY, "a payload"))
 
     def byte(self) -> int:
         return self.take(1)[0]

@@ -12,6 +12,7 @@ from flatsat.harness.cli import (
     boards,
     candidates,
     catalogue,
+    decode,
     judge,
     measure,
     runs,
@@ -76,5 +77,5 @@ def _start(
     ctx.obj = Options(lab=lab, debug=debug, quiet=quiet)
 
 
-for module in (work, measure, judge, runs, candidates, boards, catalogue):
+for module in (work, measure, decode, judge, runs, candidates, boards, catalogue):
     module.register(app)

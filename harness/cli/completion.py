@@ -48,9 +48,15 @@ def complete_steps(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]
 
 
 def complete_models(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
-    """Return ONNX files that start like this, and candidates."""
-    files = _found(incomplete, lambda: _files(incomplete, (".onnx",)))
+    """Return model files that start like this, and candidates."""
+    files = _found(incomplete, lambda: _files(incomplete, (".onnx", ".tflite", ".fscw")))
     return [*files, *complete_candidates(ctx, incomplete)]
+
+
+def complete_coded(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
+    """Return files of coded weights that start like this."""
+    del ctx
+    return _found(incomplete, lambda: _files(incomplete, (".fscw",)))
 
 
 def complete_compared(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
