@@ -697,6 +697,21 @@ static void put(float *restrict to, const float *restrict tile, const Piece *pie
     }
 }
 
+/* Compute one tile of a panel's rows; rows lie `pitch` apart. */
+static void run_panel(const Panel *p, const Kernels *k, const Op *op, const float *at,
+                      uint32_t count, float *to, uint32_t pitch) {
+    float bias[4] = {0, 0, 0, 0};
+    for (uint32_t r = 0; op->bias && r < p->live; r++) bias[r] = op->bias[p->row + r];
+    if (p->wide == 4) {
+        k->block(to, at, p, bias, pitch);
+        if (count > TILE / 2) k->block(to + TILE / 2, at + TILE / 2, p, bias, pitch);
+    } else {
+        k->row(to, at, p, bias[0], count);
+    }
+    for (uint32_t r = 0; op->clips && r < p->live; r++)
+        k->clip(to + (uint64_t)r * pitch, op->record.low, op->record.high);
+}
+
 static void run_tiles(const Op *op, const Kernels *k, const float *x) {
     uint32_t pitch = op->plane[1], pixels = op->out.h * op->out.w;
     uint32_t positions = (op->out.h - 1) * pitch + op->out.w;
@@ -707,19 +722,15 @@ static void run_tiles(const Op *op, const Kernels *k, const float *x) {
         uint32_t n = pieces_of(op, start, count, pieces);
         for (const Panel *p = op->panels; p < op->panels + op->panel_count; p++) {
             const float *at = x + p->base + start;
-            float bias[4] = {0, 0, 0, 0};
-            for (uint32_t r = 0; op->bias && r < p->live; r++) bias[r] = op->bias[p->row + r];
-            if (p->wide == 4) {
-                k->block(tile[0], at, p, bias, TILE + 8);
-                if (count > TILE / 2)
-                    k->block(tile[0] + TILE / 2, at + TILE / 2, p, bias, TILE + 8);
-            } else {
-                k->row(tile[0], at, p, bias[0], count);
+            float *to = op->target + (uint64_t)p->row * pixels;
+            if (n == 1 && pieces[0].length == TILE && p->live == p->wide) {
+                /* All of it is output, and stays where it is computed. */
+                run_panel(p, k, op, at, count, to + pieces[0].to, pixels);
+                continue;
             }
-            for (uint32_t r = 0; r < p->live; r++) {
-                if (op->clips) k->clip(tile[r], op->record.low, op->record.high);
-                put(op->target + (uint64_t)(p->row + r) * pixels, tile[r], pieces, n, pixels);
-            }
+            run_panel(p, k, op, at, count, tile[0], TILE + 8);
+            for (uint32_t r = 0; r < p->live; r++)
+                put(to + (uint64_t)r * pixels, tile[r], pieces, n, pixels);
         }
     }
 }

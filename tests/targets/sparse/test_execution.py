@@ -60,6 +60,17 @@ def test_convolutions(library: SparseLibrary, programs: Any, data: st.DataObject
 
 
 @pytest.mark.parametrize("format_", FORMATS)
+@pytest.mark.parametrize(
+    ("kernel", "sides"), [((1, 40), (3, 90)), ((1, 1), (7, 64)), ((3, 33), (5, 33))]
+)
+def test_wide_kernels_and_wide_rows(
+    library: SparseLibrary, programs: Any, kernel: Any, sides: Any, format_: str
+) -> None:
+    program = programs.conv((2, *sides), 7, format_, kernel=kernel, low=0.0)
+    require_equal(library, program, programs.images(program))
+
+
+@pytest.mark.parametrize("format_", FORMATS)
 def test_depthwise_convolutions(library: SparseLibrary, programs: Any, format_: str) -> None:
     for channels, rows, stride in ((5, 5, 1), (8, 16, 2)):
         program = programs.conv(
