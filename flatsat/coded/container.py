@@ -34,7 +34,7 @@ _MOST_TENSORS = 100_000
 _MOST_LEVELS = 1 << 16
 _ANY = 1 << 62
 """What is read in one piece ends with the file."""
-_SUFFIX = re.compile(rb"[a-z0-9]{1,16}")
+_SUFFIX = re.compile(rb"[a-z0-9-]{1,16}")
 _DEFLATE = -15
 
 

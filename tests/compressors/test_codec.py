@@ -86,15 +86,16 @@ TENSORS = {
 
 
 @pytest.mark.parametrize("coder", CODECS)
-def test_files_come_back_bit_for_bit(coder: str) -> None:
+@pytest.mark.parametrize("suffix", ["onnx", "sparse-c"])
+def test_files_come_back_bit_for_bit(coder: str, suffix: str) -> None:
     codec = CODECS[coder]()
     data, ranges = file_of(*TENSORS.values())
-    coded = codec.encode(data, ranges, "onnx")
+    coded = codec.encode(data, ranges, suffix)
     assert codec.decode(coded) == data
     assert decode(coded) == data
     header = read_header(coded)
-    assert (header.suffix, header.file_bytes) == ("onnx", len(data))
-    assert codec.encode(data, ranges, "onnx") == coded
+    assert (header.suffix, header.file_bytes) == (suffix, len(data))
+    assert codec.encode(data, ranges, suffix) == coded
     assert len(coded) < len(data)
 
 
