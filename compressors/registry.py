@@ -87,6 +87,13 @@ _STEPS = (
         "put weights (and activations) on 2^b levels between minimum and maximum",
         last=True,
     ),
+    StepEntry(
+        "share-weights",
+        "transform",
+        "sharing:ShareWeights",
+        "let weights share 2^b values by k-means, train the shared values (Han et al. 2016)",
+        last=True,
+    ),
     StepEntry("onnx", "lower", "onnx_lower:OnnxLower", "write ONNX, checked against the network"),
     StepEntry(
         "tflite", "lower", "tflite_lower:TfliteLower", "write TensorFlow Lite, checked likewise"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
+from types import MappingProxyType
 from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
@@ -17,6 +18,9 @@ from flatsat.seeds import integer_seed
 if TYPE_CHECKING:
     from torch import Tensor, nn
     from torch.utils.hooks import RemovableHandle
+
+
+_NONE: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType({})
 
 
 class TrainParams(StepParams):
@@ -78,6 +82,7 @@ def retrain(
     *,
     purpose: str,
     still: Collection[str] = (),
+    gradients: Mapping[str, Callable[[Tensor], Tensor]] = _NONE,
 ) -> tuple[nn.Module, FitStats]:
     """Return a trained deep copy of the network's module, masks held, and what it cost.
 
@@ -87,6 +92,7 @@ def retrain(
         params: how to train.
         purpose: names the random stream and the task that progress is told.
         still: names of layers whose parameters don't change.
+        gradients: parameter name -> what makes of its gradient the one that is used.
 
     Raises:
         RecipeError: a mask fits no parameter.
@@ -98,7 +104,13 @@ def retrain(
         module.get_submodule(layer).requires_grad_(False)
     enforce = hold(module, network.masks)
     enforce(module)
-    handles = _mask_gradients(module, network.masks)
+    parameters = dict(module.named_parameters())
+    handles = [
+        parameters[name].register_hook(change)  # type: ignore[no-untyped-call]
+        for name, change in gradients.items()
+        if parameters[name].requires_grad
+    ]
+    handles += _mask_gradients(module, network.masks)
     try:
         stats = fit(
             module,
