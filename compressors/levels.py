@@ -48,11 +48,14 @@ def find_levels(words: Array) -> tuple[Levels, Array] | None:
     if not len(words):
         return None
     found = np.unique(words)
-    if len(found) > MOST_LEVELS or len(found) * _WORTH > len(words) + 2 * _WORTH:
+    if len(found) > MOST_LEVELS:
         return None
     found = found[np.argsort(_order(found), kind="stable")]
-    values = found.view(np.float32)
-    levels = _spaced(found, values) or Levels(found, _nearest_zero(found), None)
+    levels = _spaced(found, found.view(np.float32))
+    if levels is None:
+        if len(found) * _WORTH > len(words) + 2 * _WORTH:
+            return None
+        levels = Levels(found, _nearest_zero(found), None)
     index = np.searchsorted(_order(levels.words), _order(words))
     return levels, index.astype(np.int64) - levels.zero
 

@@ -11,6 +11,7 @@ import torch
 from pydantic import Field
 
 from flatsat.compressors.layers import LayerInfo, layers
+from flatsat.compressors.linear_quant import quantise_range
 from flatsat.compressors.train import TrainParams, retrain
 from flatsat.errors import RecipeError
 from flatsat.seeds import integer_seed
@@ -123,7 +124,8 @@ class ShareWeights:
 
     A sum over thousands of weights wants a small learning rate; `gradient = "mean"` divides it by
     the cluster's size, so that one rate suits large and small clusters, which departs from the
-    paper. Biases and normalisation are trained along and stay float32.
+    paper. Biases and normalisation are trained along and stay float32,
+    unless `biases` says otherwise.
 
     The ONNX file stays as large as before: a recipe's `code` table makes the small file.
     """
@@ -138,6 +140,8 @@ class ShareWeights:
             init: of the centroids.
             epochs: of training the centroids; 0 for none.
             gradient: of a centroid, from those of its weights.
+            biases: bits of the biases, which are put on evenly spaced levels in the end; None
+                leaves them in float32.
         """
 
         bits: dict[str, int] = Field(default_factory=lambda: dict(_DEFAULT_BITS))
@@ -146,6 +150,7 @@ class ShareWeights:
         lr: float = Field(5e-4, gt=0.0)
         weight_decay: float = Field(0.0, ge=0.0)
         gradient: Literal["sum", "mean"] = "sum"
+        biases: int | None = Field(None, ge=1, le=8)
 
     def __init__(self, params: Params) -> None:
         self.params = params
@@ -172,6 +177,8 @@ class ShareWeights:
                 on_codebook, ctx, self.params, purpose=self.name, gradients=changes
             )
             steps = stats.steps
+        if self.params.biases is not None:
+            _quantise_biases(module, [info.name for info in found], self.params.biases)
         told = [
             self._told(module.get_submodule(name).weight, name, *shared[name]) for name in shared
         ]
@@ -245,6 +252,15 @@ class ShareWeights:
             "kmeans_rounds": clusters.rounds,
             "squared_error": clusters.squared_error,
         }
+
+
+def _quantise_biases(module: torch.nn.Module, names: list[str], bits: int) -> None:
+    """Put each layer's biases on 2^bits levels from their minimum to their maximum."""
+    for name in names:
+        bias = module.get_submodule(name).bias
+        if isinstance(bias, torch.nn.Parameter):
+            with torch.no_grad():
+                bias.copy_(quantise_range(bias.detach(), bits).values)
 
 
 def _grouped(labels: Tensor, how: str) -> Callable[[Tensor], Tensor]:

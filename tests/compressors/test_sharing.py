@@ -111,6 +111,19 @@ def test_a_layer_takes_2_to_the_b_values_and_zeros_stay(
         shared(made, ctx)
 
 
+def test_biases_go_on_evenly_spaced_levels_if_asked(pruned: tuple[Network, Any]) -> None:
+    network, ctx = pruned
+    made = shared(network, ctx, biases=2, epochs=1)
+    plain = shared(network, ctx, epochs=1)
+    for name, before in plain.module.named_parameters():
+        if name.endswith("bias"):
+            after = dict(made.module.named_parameters())[name]
+            assert len(torch.unique(before)) == before.numel()
+            assert len(torch.unique(after)) <= 4
+            spread = float(before.detach().max() - before.detach().min())
+            assert float((after - before).detach().abs().max()) <= spread / 6 + 1e-6
+
+
 def test_training_moves_centroids_and_lowers_the_loss(pruned: tuple[Network, Any]) -> None:
     network, ctx = pruned
 
