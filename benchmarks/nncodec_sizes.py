@@ -20,7 +20,17 @@ from unittest.mock import MagicMock
 import numpy as np
 
 # Its data sets and model zoos need these at import; coding tensors doesn't.
-STAND_INS = ("torchvision", "timm", "wandb", "flwr", "tensorflow", "sentencepiece", "transformers")
+STAND_INS = (
+    "torchvision",
+    "timm",
+    "wandb",
+    "flwr",
+    "tensorflow",
+    "sentencepiece",
+    "transformers",
+    "datasets",
+    "cv2",
+)
 
 
 class StandIn(importlib.abc.MetaPathFinder, importlib.abc.Loader):
