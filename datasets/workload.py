@@ -100,7 +100,12 @@ class Workload:
         Raises:
             UsageError: no such network; the message names the nearest one.
         """
-        return dict(self.training)[require_network(network)]
+        require_network(network)
+        if network not in self.networks:
+            raise UsageError(
+                f"{self.name} has no network {network!r}", hint=f"has {', '.join(self.networks)}"
+            )
+        return dict(self.training)[network]
 
     def cost(self, network: str, width: float = 1.0) -> Cost:
         """Return parameters, weights and MACs of a reference network.

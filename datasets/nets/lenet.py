@@ -6,14 +6,13 @@ import math
 
 from torch import Tensor, nn
 
-from flatsat.datasets.architectures import (
+from flatsat.datasets.architectures.classic import (
     LENET5_CHANNELS,
     LENET5_HIDDEN,
     LENET300_HIDDEN,
-    Shape,
     lenet5_features,
-    scaled,
 )
+from flatsat.datasets.architectures.layer import Shape, scaled
 
 
 class LeNet300(nn.Module):

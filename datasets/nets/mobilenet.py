@@ -1,10 +1,18 @@
-"""A small network of depthwise-separable blocks (MobileNet V1, Howard et al. 2017, section 3)."""
+"""Networks of depthwise-separable blocks: MobileNet V1 (Howard et al. 2017) and a small one."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 
-from flatsat.datasets.architectures import MOBILENET_BLOCKS, MOBILENET_STEM, Shape, scaled
+from flatsat.datasets.architectures.layer import Shape, scaled
+from flatsat.datasets.architectures.mobile import (
+    MOBILENET_BLOCKS,
+    MOBILENET_STEM,
+    MOBILENET_V1_BLOCKS,
+    MOBILENET_V1_STEM,
+)
 
 
 class SeparableBlock(nn.Module):
@@ -26,17 +34,24 @@ class SeparableBlock(nn.Module):
         return result
 
 
-class MobileNetSmall(nn.Module):
-    """A stem of stride 2 and five separable blocks, 16 to 128 channels."""
+class MobileNet(nn.Module):
+    """A stem of stride 2 and separable blocks (output channels, stride)."""
 
-    def __init__(self, shape: Shape, classes: int, width: float) -> None:
+    def __init__(
+        self,
+        shape: Shape,
+        classes: int,
+        width: float,
+        stem: int,
+        counts: Sequence[tuple[int, int]],
+    ) -> None:
         super().__init__()
-        inputs = scaled(MOBILENET_STEM, width)
+        inputs = scaled(stem, width)
         self.conv1 = nn.Conv2d(shape[0], inputs, 3, 2, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(inputs)
         self.relu1 = nn.ReLU()
         blocks: list[nn.Module] = []
-        for full, stride in MOBILENET_BLOCKS:
+        for full, stride in counts:
             outputs = scaled(full, width)
             blocks.append(SeparableBlock(inputs, outputs, stride))
             inputs = outputs
@@ -53,5 +68,13 @@ class MobileNetSmall(nn.Module):
 
 
 def mobilenet_small(shape: Shape, classes: int, width: float) -> nn.Module:
-    """Return the network; `width` scales the stem and every block."""
-    return MobileNetSmall(shape, classes, width)
+    """Return the small network, 16 to 128 channels; `width` scales the stem and every block."""
+    return MobileNet(shape, classes, width, MOBILENET_STEM, MOBILENET_BLOCKS)
+
+
+def mobilenet_v1(shape: Shape, classes: int, width: float) -> nn.Module:
+    """Return MobileNet V1: 4,231,976 parameters, 569M MACs for 3 x 224 x 224.
+
+    `width` is the paper's width multiplier; channels are rounded half up, not to multiples of 8.
+    """
+    return MobileNet(shape, classes, width, MOBILENET_V1_STEM, MOBILENET_V1_BLOCKS)

@@ -1,10 +1,15 @@
-"""ResNet-20 (He et al. 2016, section 4.2) for small images."""
+"""ResNet-20 and -56 and Plain-20 for small images (He et al. 2016, section 4.2)."""
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 
-from flatsat.datasets.architectures import RESNET20_BLOCKS, RESNET20_CHANNELS, Shape, scaled
+from flatsat.datasets.architectures.layer import Shape, scaled
+from flatsat.datasets.architectures.residual import (
+    RESNET20_BLOCKS,
+    RESNET20_CHANNELS,
+    RESNET56_BLOCKS,
+)
 
 
 class Block(nn.Module):
@@ -35,21 +40,42 @@ class Block(nn.Module):
         return result
 
 
-class ResNet20(nn.Module):
-    """Three stages of three blocks with 16, 32 and 64 channels."""
+class PlainBlock(nn.Module):
+    """Two 3 x 3 convolutions without a shortcut."""
 
-    def __init__(self, shape: Shape, classes: int, width: float) -> None:
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
-        channels = [scaled(count, width) for count in RESNET20_CHANNELS]
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(outputs)
+        self.relu1 = nn.ReLU()
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.relu2 = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (n, inputs, h, w) to (n, outputs, h / stride, w / stride)."""
+        inner = self.relu1(self.bn1(self.conv1(x)))
+        result: Tensor = self.relu2(self.bn2(self.conv2(inner)))
+        return result
+
+
+class SmallResNet(nn.Module):
+    """Three stages of `count` blocks each, with 16, 32 and 64 channels."""
+
+    def __init__(
+        self, shape: Shape, classes: int, width: float, block: type[nn.Module], count: int
+    ) -> None:
+        super().__init__()
+        channels = [scaled(full, width) for full in RESNET20_CHANNELS]
         self.conv1 = nn.Conv2d(shape[0], channels[0], 3, 1, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(channels[0])
         self.relu1 = nn.ReLU()
         blocks: list[nn.Module] = []
         inputs = channels[0]
         for stage, outputs in enumerate(channels):
-            for block in range(RESNET20_BLOCKS):
-                stride = 2 if stage > 0 and block == 0 else 1
-                blocks.append(Block(inputs, outputs, stride))
+            for index in range(count):
+                stride = 2 if stage > 0 and index == 0 else 1
+                blocks.append(block(inputs, outputs, stride))
                 inputs = outputs
         self.blocks = nn.Sequential(*blocks)
         self.pool = nn.AdaptiveAvgPool2d(1)
@@ -65,4 +91,14 @@ class ResNet20(nn.Module):
 
 def resnet20(shape: Shape, classes: int, width: float) -> nn.Module:
     """Return ResNet-20; `width` scales the channels of every stage."""
-    return ResNet20(shape, classes, width)
+    return SmallResNet(shape, classes, width, Block, RESNET20_BLOCKS)
+
+
+def resnet56(shape: Shape, classes: int, width: float) -> nn.Module:
+    """Return ResNet-56; `width` scales the channels of every stage."""
+    return SmallResNet(shape, classes, width, Block, RESNET56_BLOCKS)
+
+
+def plain20(shape: Shape, classes: int, width: float) -> nn.Module:
+    """Return the plain network that ResNet-20 was held against: the same without shortcuts."""
+    return SmallResNet(shape, classes, width, PlainBlock, RESNET20_BLOCKS)

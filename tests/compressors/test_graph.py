@@ -22,7 +22,8 @@ from flatsat.compressors.graph import (
     prune_channels,
     prune_network,
 )
-from flatsat.datasets.nets import build, cost, network_names
+from flatsat.datasets.nets import build, cost
+from flatsat.datasets.workload import workload
 from flatsat.errors import RecipeError
 
 
@@ -397,7 +398,7 @@ def test_a_ratio_out_of_range_is_refused(ratio):
         kept_count(GROUPS[Plain][0], ratio)
 
 
-@pytest.mark.parametrize("name", network_names())
+@pytest.mark.parametrize("name", workload("fashion").networks)
 def test_counts_equal_the_architectures_arithmetic(name):
     for width in (1.0, 0.3):
         net = build(
