@@ -64,11 +64,13 @@ class Supplies:
         files: sha256 -> file, for every artifact, goldens and data set.
         labels: sha256 of a data set -> its labels.
         names: artifact sha256 -> what people call it.
+        coded: artifact sha256 -> sha256 and file of its coded form, where it has one.
     """
 
     files: Mapping[str, Path]
     labels: Mapping[str, Labels] = field(default_factory=dict)
     names: Mapping[str, str] = field(default_factory=dict)
+    coded: Mapping[str, tuple[str, Path]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -318,7 +320,8 @@ class _Execution:
             try:
                 session = await connection.session()
                 for sha256 in job.spec.blobs:
-                    await session.put(sha256, self._supplies.files[sha256])
+                    coded = self._supplies.coded.get(sha256)
+                    await session.put(sha256, self._supplies.files[sha256], coded)
                 outcome = await session.run(f"{job.job_id}-{attempt}", job.spec)
             except (InfrastructureError, DataError) as error:
                 # A board that refuses something is there all the same. On a full disk no new

@@ -382,10 +382,13 @@ def _prepare(
         datasets, labels = test_images(lab, unique)
     files: dict[str, Path] = {sha256: lab.data_file(sha256) for sha256 in datasets.values()}
     names: dict[str, str] = {}
+    coded: dict[str, tuple[str, Path]] = {}
     store.put_candidates(run_id, [(candidate_row(c), c.artifacts) for c in unique])
     for candidate in unique:
         for artifact in candidate.artifacts:
             files[artifact.sha256] = candidate.folder / artifact.file
+            if (path := candidate.coded_path(artifact)) is not None and artifact.coded is not None:
+                coded.setdefault(artifact.sha256, (artifact.coded.sha256, path))
             several = len(candidate.artifacts) > 1
             names[artifact.sha256] = candidate.name + (f" {artifact.role}" if several else "")
             if artifact.goldens is not None:
@@ -399,7 +402,7 @@ def _prepare(
         run_id, unique, boards, settings, traits=traits, datasets=datasets, probes=probes
     )
     store.add_jobs(run_id, [job_row(run_id, job) for job in jobs])
-    return jobs, Supplies(files, labels, names)
+    return jobs, Supplies(files, labels, names, coded)
 
 
 def candidate_row(candidate: Candidate) -> CandidateRow:

@@ -93,8 +93,14 @@ class Session(Protocol):
     def health(self) -> Health:
         """The board's state when the session was opened."""
 
-    async def put(self, sha256: str, source: Path) -> None:
+    async def put(self, sha256: str, source: Path, coded: tuple[str, Path] | None = None) -> None:
         """Have a file on the board; nothing is sent if it is there already.
+
+        Args:
+            sha256: of the file.
+            source: the file.
+            coded: its coded form, by SHA-256 and file, if it has one: what is sent then, and
+                decoded on a board that can.
 
         Raises:
             LinkDown: the link or the agent is gone.

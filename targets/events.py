@@ -184,10 +184,10 @@ class EventsSession:
         """The board's state when the session was opened."""
         return self._inner.health
 
-    async def put(self, sha256: str, source: Path) -> None:
+    async def put(self, sha256: str, source: Path, coded: tuple[str, Path] | None = None) -> None:
         """Have a file on the board. Raises as `Session.put`."""
         self._sources[sha256] = source
-        await self._inner.put(sha256, source)
+        await self._inner.put(sha256, source, coded)
 
     async def run(self, job_id: str, spec: JobSpec) -> Outcome:
         """Do a job. Raises as `Session.run`."""

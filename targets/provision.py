@@ -22,9 +22,11 @@ def agent_zip() -> bytes:
     dated alike.
     """
     members = {"__main__.py": _MAIN.encode()}
-    for entry in resources.files("flatsat.targets.agent").iterdir():
-        if entry.name.endswith(".py"):
-            members[f"{PACKAGE}/{entry.name}"] = entry.read_bytes()
+    # What decodes coded weights is shared with the host: `coded` is a link.
+    for package, folder in (("", "flatsat.targets.agent"), ("coded/", "flatsat.coded")):
+        for entry in resources.files(folder).iterdir():
+            if entry.name.endswith(".py"):
+                members[f"{PACKAGE}/{package}{entry.name}"] = entry.read_bytes()
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
         for name in sorted(members):

@@ -373,10 +373,10 @@ class QemuSession:
         """The board's state when the session was opened."""
         return self.inner.health
 
-    async def put(self, sha256: str, source: Path) -> None:
+    async def put(self, sha256: str, source: Path, coded: tuple[str, Path] | None = None) -> None:
         """Have a file on the board. Raises as `Session.put`."""
         try:
-            await self.inner.put(sha256, source)
+            await self.inner.put(sha256, source, coded)
         except LinkDown as error:
             raise await self._explained(error) from error
 

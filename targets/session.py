@@ -8,6 +8,7 @@ import json
 import time
 import zlib
 from array import array
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from flatsat.canonical import sha256_bytes, sha256_file
@@ -31,6 +32,7 @@ from flatsat.targets.cores import completed
 from flatsat.targets.health import degraded, health_from_json
 from flatsat.targets.links import Link, LinkTimeout
 from flatsat.targets.provisioning import Provisioning
+from flatsat.targets.wheels import NATIVE
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
@@ -44,6 +46,7 @@ _OPEN_S = 60.0
 _ANSWER_S = 30.0
 _GRACE_S = 30.0
 _UNPACK_S = 900.0
+_DECODE_S = 300.0
 _PING_S = 10.0
 _SLOWEST_BYTES_PER_S = 8_000
 _CHUNK = 60 << 10
@@ -65,6 +68,7 @@ class AgentSession:
         self._link = link
         self._grace_s = grace_s
         self._provisioning = Provisioning(sites)
+        self._decoded: dict[str, Mapping[str, object]] = {}
         self._peer = Peer(lease.epoch)
         self._time_kind = time_kind
         self._inbox: list[Message] = []
@@ -123,8 +127,14 @@ class AgentSession:
 
     # Files.
 
-    async def put(self, sha256: str, source: Path) -> None:
-        """Have a file on the board, going on where an earlier transfer broke off."""
+    async def put(self, sha256: str, source: Path, coded: tuple[str, Path] | None = None) -> None:
+        """Have a file on the board, going on where an earlier transfer broke off.
+
+        If there is a coded form, that is sent and decoded there; a board that can't do that gets
+        the file itself.
+        """
+        if coded is not None and await self._decoded_there(sha256, *coded):
+            return
         async with self._turn():
             size = _size_of(source)
             for attempt in (1, 2):
@@ -142,6 +152,34 @@ class AgentSession:
                         raise
                 else:
                     return
+
+    async def _decoded_there(self, sha256: str, coded_sha256: str, coded: Path) -> bool:
+        # The compiled coder; without it the agent's Python decodes what is small.
+        await self._provisioning.provide(NATIVE, self)
+        try:
+            try:
+                told = await self._ask_to_decode(sha256, coded_sha256)
+            except BoardRefused as error:
+                if error.fault.code != "no-blob":
+                    raise
+                await self.put(coded_sha256, coded)
+                told = await self._ask_to_decode(sha256, coded_sha256)
+        except BoardRefused as error:
+            if error.fault.code != "no-decoder":
+                raise
+            return False
+        if "by" in told:
+            self._decoded[sha256] = {
+                "size_bytes": _size_of(coded),
+                "decode_ns": int(told["decode_ns"]),
+                "by": str(told["by"]),
+            }
+        return True
+
+    async def _ask_to_decode(self, sha256: str, coded_sha256: str) -> dict[str, Any]:
+        async with self._turn():
+            await self._send(Type.DECODE, {"sha256": sha256, "coded": coded_sha256})
+            return _json(await self._expect(Type.DECODED, _DECODE_S))
 
     async def _transfer(self, sha256: str, source: Path, size: int) -> None:
         answer = await self._expect_one_of((Type.STORED, Type.NEED), _ANSWER_S)
@@ -236,7 +274,11 @@ class AgentSession:
                 if message.type == Type.SAMPLES:
                     self._collect(parts, message.payload)
                 elif message.type in (Type.RESULT, Type.FAULT):
-                    return await self._outcome(_json(message), parts, cancelled)
+                    outcome = await self._outcome(_json(message), parts, cancelled)
+                    if spec.artifact in self._decoded:
+                        told = {**outcome.evidence, "coded": self._decoded[spec.artifact]}
+                        return replace(outcome, evidence=told)
+                    return outcome
 
     def _collect(self, parts: dict[tuple[int, str, str, bool], array[int]], payload: bytes) -> None:
         head = int.from_bytes(payload[:2], "little")

@@ -7,6 +7,7 @@ blobs, then runtimes; never what the host has offered since its last job, or use
 from __future__ import annotations
 
 import json
+import time
 import zlib
 from typing import TYPE_CHECKING, Any, Callable, Dict, List, Set, Tuple
 
@@ -142,6 +143,39 @@ class Files:
         shelf.touch(name)
         self._launcher.use_site(runtime, shelf.path(name))
         self._send_json(Type.INSTALLED, {"name": name})
+
+    def decode(self, message: Message) -> None:
+        """Have a file that was sent in coded form, decoded unless it is here.
+
+        Raises:
+            AgentFault: "no-blob": the coded file was not sent; (board, "no-decoder"): this board
+                can't decode it; (candidate, "bad-coded"): what it gives is not that file.
+        """
+        order = json.loads(message.payload)
+        sha, coded = check_sha(order["sha256"]), check_sha(order["coded"])
+        told: Dict[str, Any] = {"sha256": sha}
+        self._offered.update((sha, coded))
+        if not self._store.has(sha):
+            if not self._store.has(coded):
+                raise AgentFault("harness", "no-blob", "the coded file is not here", transient=True)
+            told.update(self._decoded(sha, self._store.path(coded)))
+        self._send_json(Type.DECODED, told)
+
+    def _decoded(self, sha: str, path: str) -> Dict[str, Any]:
+        """Decode into the store; return what it took."""
+        from . import decoding
+
+        begin = time.perf_counter_ns()
+        by = decoding.decode(
+            path,
+            self._store.scratch(sha),
+            sha,
+            self._launcher.folders(),
+            lambda size: self._make_room(size, "a decoded file of %d bytes" % size),
+        )
+        if not self._store.finish(sha):
+            raise decoding.damaged("what it gives has another SHA-256")
+        return {"decode_ns": time.perf_counter_ns() - begin, "by": by}
 
     def _unpack(self, name: str, runtime: str, wheels: List[Tuple[str, str]]) -> None:
         if not wheels:

@@ -57,6 +57,8 @@ class Type(enum.IntEnum):
     INSTALLED = 18
     SEGMENT = 19
     SEGMENT_ACK = 20
+    DECODE = 21
+    DECODED = 22
 
 
 class Frame(NamedTuple):

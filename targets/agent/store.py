@@ -129,6 +129,13 @@ class Store:
         self._checked.add(sha)
         return True
 
+    def scratch(self, sha: str) -> str:
+        """Return where a blob is put together, from nothing; `finish` takes it into the store."""
+        path = os.path.join(self._partial, check_sha(sha))
+        if os.path.exists(path):
+            os.unlink(path)
+        return path
+
     def adopt(self, path: str) -> Tuple[str, int]:
         """Move a file that a worker wrote into the store; return its SHA-256 and size."""
         sha, size = digest_of(path), os.path.getsize(path)

@@ -65,6 +65,7 @@ class Supervisor:
             Type.CHUNK: self._files.chunk,
             Type.NEED: self._files.need,
             Type.INSTALL: self._files.install,
+            Type.DECODE: self._files.decode,
             Type.RUN: self._run,
             Type.PING: self._ping,
             Type.BYE: self._bye,
