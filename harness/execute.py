@@ -72,6 +72,12 @@ class Supplies:
     names: Mapping[str, str] = field(default_factory=dict)
     coded: Mapping[str, tuple[str, Path]] = field(default_factory=dict)
 
+    def of(self, sha256: str) -> tuple[str, Path] | tuple[str, Path, tuple[str, Path]]:
+        """Return what a session's `put` is given for a file: its coded form only if it has one."""
+        if sha256 in self.coded:
+            return sha256, self.files[sha256], self.coded[sha256]
+        return sha256, self.files[sha256]
+
 
 @dataclass(frozen=True)
 class Tally:
@@ -320,8 +326,7 @@ class _Execution:
             try:
                 session = await connection.session()
                 for sha256 in job.spec.blobs:
-                    coded = self._supplies.coded.get(sha256)
-                    await session.put(sha256, self._supplies.files[sha256], coded)
+                    await session.put(*self._supplies.of(sha256))
                 outcome = await session.run(f"{job.job_id}-{attempt}", job.spec)
             except (InfrastructureError, DataError) as error:
                 # A board that refuses something is there all the same. On a full disk no new

@@ -19,7 +19,6 @@ from flatsat.targets.agent.decoding import MOST_BY_PYTHON
 from flatsat.targets.board import BoardRefused, Lease
 from flatsat.targets.host import HostBoard
 
-
 if TYPE_CHECKING:
     from flatsat.targets.session import AgentSession
 
