@@ -56,7 +56,7 @@ class Scripted:
         self.running = asyncio.Event()
         self.hold: asyncio.Event | None = None
 
-    async def put(self, sha256: str, source: Path) -> None:
+    async def put(self, sha256: str, source: Path, coded: tuple[str, Path] | None = None) -> None:
         if self.refuses is not None:
             raise self.refuses
         self.had.append(sha256)
