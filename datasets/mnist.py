@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from flatsat.datasets.images import source_folder
-from flatsat.datasets.official import official_sizes, official_splits
+from flatsat.datasets.official import official_files, official_sizes, official_splits
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from flatsat.datasets.splits import Splits
 
 HINT = (
@@ -32,3 +34,13 @@ def mnist_sizes(path: str | None = None) -> dict[str, int]:
         DataError: as `mnist_splits`.
     """
     return official_sizes(source_folder("mnist", path, None, hint=HINT), hint=HINT)
+
+
+def mnist_files(path: str | None = None) -> tuple[Path, list[Path]]:
+    """Return the folder and the four files that are read.
+
+    Raises:
+        DataError: as `mnist_splits`.
+    """
+    folder = source_folder("mnist", path, None, hint=HINT)
+    return folder, official_files(folder, hint=HINT)

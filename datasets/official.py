@@ -49,6 +49,19 @@ def official_sizes(folder: Path, *, hint: str) -> dict[str, int]:
     return {name: sizes[name] for name in ("train", "calibration", "validation", "test")}
 
 
+def official_files(folder: Path, *, hint: str) -> list[Path]:
+    """Return the four files of a set.
+
+    Raises:
+        DataError: one is missing.
+    """
+    return [
+        find_idx_file(folder, f"{part}-{kind}", hint=hint)
+        for part in ("train", "t10k")
+        for kind in ("images-idx3-ubyte", "labels-idx1-ubyte")
+    ]
+
+
 def _train_sizes(n: int, folder: Path) -> dict[str, int]:
     if n < 60:
         raise DataError(

@@ -22,6 +22,7 @@ from flatsat.datasets.cache import (
 )
 from flatsat.datasets.fit import FitStats, evaluate, fit
 from flatsat.datasets.nets import build
+from flatsat.datasets.pretrained import load_pretrained, weights_file
 from flatsat.errors import InfrastructureError, UsageError
 from flatsat.progress import NoProgress, Progress
 from flatsat.seeds import integer_seed
@@ -96,6 +97,8 @@ def reference(
     """
     progress = NoProgress() if progress is None else progress
     folder = default_cache_dir() if cache_dir is None else cache_dir
+    if workload.pretrained:
+        return _pretrained(workload, network, seed, width)
     config = _config(workload, network, seed, width, folder)
     label = f"{workload.name}-{network}-w{width:g}-s{seed}"
     path = folder / "references" / f"{label}-{sha256_json(config)[:16]}.pt"
@@ -110,6 +113,32 @@ def reference(
         if path.exists():
             progress.log(f"{path} can't be read and is trained again")
         return _train(path, workload, config, folder, progress)
+
+
+def _pretrained(workload: Workload, network: str, seed: int, width: float) -> Reference:
+    """Return a network that came with its weights: the same one for every seed.
+
+    Its share of right answers is 1, since the labels are its own answers.
+    """
+    workload.settings(network)  # Refuses another network.
+    if width != 1:
+        raise UsageError(
+            f"{workload.name}/{network} is pretrained: there is no data to train it at width "
+            f"{width:g}",
+            hint="leave out the step that makes a narrow network",
+        )
+    return Reference(
+        module=load_pretrained(),
+        accuracy_validation=1.0,
+        train_s=0.0,
+        cpu_s=0.0,
+        steps=0,
+        epochs=0,
+        seed=seed,
+        width=width,
+        path=weights_file(),
+        cached=True,
+    )
 
 
 def _config(

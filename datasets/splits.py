@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -44,7 +44,7 @@ class Split:
 
     Attributes:
         name: "train", "calibration", "validation" or "test".
-        x: float32 (n, c, h, w), in [0, 1].
+        x: float32 (n, c, h, w), in [0, 1]; of pretrained networks as they were trained on it.
         y: int64 (n,).
     """
 
@@ -105,7 +105,7 @@ class Splits:
 
 
 def stratified(
-    labels: NDArray[np.uint8], sizes: Mapping[str, int], purpose: str
+    labels: NDArray[np.integer[Any]], sizes: Mapping[str, int], purpose: str
 ) -> dict[str, NDArray[np.int64]]:
     """Deal the images out to splits, each with its share of every class.
 

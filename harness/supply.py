@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flatsat.canonical import sha256_bytes
+from flatsat.errors import DataError
 from flatsat.harness.execute import Labels
 from flatsat.harness.lab import write_atomically
 
@@ -47,24 +48,35 @@ def test_images(
                 continue
             source = artifact.inputs[0]
             kind = (source.name, source.dtype, source.scale, source.zero_point)
-            key = (workload, artifact.layout, *kind)
+            data = candidate.recipe.get("data")
+            key = (workload, data, artifact.layout, *kind)
             if key not in stored:
-                sha256, found = test_tensors(lab, workload, artifact)
+                sha256, found = test_tensors(lab, candidate, artifact)
                 stored[key], labels[sha256] = sha256, found
             datasets[artifact.sha256] = stored[key]
     return datasets, labels
 
 
-def test_tensors(lab: Lab, workload: str, artifact: Artifact) -> tuple[str, Labels]:
+def test_tensors(lab: Lab, candidate: Candidate, artifact: Artifact) -> tuple[str, Labels]:
     """Store a workload's test images as an artifact takes them; return sha256 and labels.
 
     This is where the test split is opened: for accuracy jobs, after all choices were made.
+
+    Raises:
+        DataError: data at a path of the recipe are not what the candidate was made from.
     """
     from flatsat.datasets.workload import workload as find
     from flatsat.layouts import for_model
 
-    task = find(workload)
-    split = task.splits().open_test()
+    data = candidate.recipe.get("data")
+    task = find(candidate.workload.partition("/")[0], data)
+    made_from = candidate.recipe.get("data_sha256")
+    if made_from is not None and task.data_sha256() != made_from:
+        raise DataError(
+            f"{data}: the data changed since {candidate.name} was made from them",
+            hint="put them back, or compress it again",
+        )
+    split = task.splits(lab.cache_dir).open_test()
     source = artifact.inputs[0]
     images = for_model(split.x, source, artifact.layout)
     return lab.put_data({f"in:{source.name}": images}), Labels(split.sha256, task.metric, split.y)

@@ -54,10 +54,12 @@ def workloads(as_json: JsonFlag = False) -> int:
         return 0
     console = out()
     for row in rows:
-        splits = ", ".join(f"{name} {size:,}" for name, size in row["splits"].items())
+        splits = ", ".join(f"{name} {size:,}" for name, size in row["splits"].items()) or "yours"
         console.print(cell(f"{row['name']}  ", "bold"), cell(row["title"]), sep="")
         console.print(f"  [dim]images[/] {splits}   [dim]metric[/] {row['metric']}")
-        if row["problem"]:
+        if row["problem"] and row["needs_path"]:
+            console.print(cell(f"  needs a path: {row['problem']}", "yellow"), soft_wrap=True)
+        elif row["problem"]:
             console.print(cell(f"  not here: {row['problem']}", "yellow"), soft_wrap=True)
         console.print(_networks(row))
     console.print(

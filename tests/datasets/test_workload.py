@@ -41,13 +41,29 @@ def test_a_misspelt_reference_names_the_nearest(ref: str, near: str) -> None:
 
 
 @pytest.mark.parametrize("name", workload_names())
-def test_workloads_are_small_values(name: str) -> None:
-    found = workload(name, "/somewhere")
+def test_workloads_are_small_values(name: str, monkeypatch) -> None:
+    monkeypatch.delenv("FLATSAT_DATA", raising=False)
+    path = None if name.startswith("images") else "/somewhere"
+    found = workload(name, path)
     assert pickle.loads(pickle.dumps(found)) == found
-    assert hash(found) == hash(workload(name, "/somewhere"))
+    assert hash(found) == hash(workload(name, path))
+    assert found.image_shape[0] in (1, 3)
+    assert bool(found.sizes) or found.needs_path
+    assert set(found.train_epochs) == set(found.networks)
+    for network in found.networks:
+        assert found.cost(network).parameters > 0
+
+
+@pytest.mark.parametrize("name", ["fashion", "mnist-mini", "mnist"])
+def test_digits_and_clothing_have_one_channel(name: str) -> None:
+    found = workload(name, "/somewhere")
     assert found.image_shape == (1, 28, 28)
     assert sum(dict(found.sizes).values()) in (5000, 70000)
-    assert set(found.train_epochs) == set(found.networks)
+
+
+def test_a_network_of_another_workload_is_refused() -> None:
+    with pytest.raises(UsageError, match="fashion has no network 'vgg16'"):
+        workload("fashion").settings("vgg16")
 
 
 def test_splits_are_read_once_a_process(small_mnist: Path) -> None:
