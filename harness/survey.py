@@ -52,9 +52,9 @@ def _kept(candidate: Candidate) -> Kept:
     from flatsat.reports.model_survey import Kept, WeightsPicture
 
     coded = {
-        artifact.sha256: (str(form.coder), int(form.size_bytes))
+        artifact.sha256: (artifact.coded.coder, artifact.coded.size_bytes)
         for artifact in candidate.artifacts
-        if (form := getattr(artifact, "coded", None)) is not None
+        if artifact.coded is not None
     }
     return Kept(
         history=candidate.history,

@@ -16,7 +16,7 @@ from flatsat.reports.collect_board import capability
 from flatsat.reports.collect_energy import spent
 from flatsat.reports.collect_search import search_from_note, siblings
 from flatsat.reports.collect_sections import Beside, sections
-from flatsat.reports.known import Known, known
+from flatsat.reports.known import Known, known, seeds_of_names
 from flatsat.reports.model import (
     CandidateReport,
     FailureReport,
@@ -146,7 +146,7 @@ def _jobs(counts: RunCounts) -> JobCounts:
 
 
 def _candidates(store: Store, rows: Sequence[CandidateRow]) -> tuple[CandidateReport, ...]:
-    names = Counter(row.name for row in rows)
+    names = seeds_of_names(rows)
     found: list[CandidateReport] = []
     for row in rows:
         seeded = names[row.name] > 1 and row.seed is not None

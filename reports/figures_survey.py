@@ -53,12 +53,15 @@ def size_points(report: RunReport, workload: str) -> tuple[SizePoint, ...]:
     Accuracy is that of the test split on a board where enough of them have it to be told apart,
     else that of the validation split on the host: the two are never mixed.
     """
-    mine = [
-        (c, precision)
+    shown = [
+        c
         for c in report.candidates
         if c.workload == workload and c.role in ("compressed", "equal-macs", "reference")
-        for precision in dict.fromkeys(techniques.numbers(form) for _, _, form, _ in c.artifacts)
-        if c.role != "reference" or precision != "float"
+    ]
+    mine = [
+        (candidate, precision)
+        for candidate, precision in sizes.networks(report, shown)
+        if candidate.role != "reference" or precision != "float"
     ]
     measured = _points(report, [(*one, judged.on_board(report, *one)) for one in mine])
     if telling(measured):

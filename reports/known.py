@@ -35,7 +35,7 @@ def known(
     tells the artifact from others of the candidate that were measured (`own_name`). An artifact
     that candidates share stands with the first.
     """
-    names = Counter(candidate.name for candidate in candidates)
+    names = seeds_of_names(candidates)
     found: dict[str, Known] = {}
     for candidate in candidates:
         artifacts = [a for a in store.artifacts(candidate.candidate_id) if a.sha256 in measured]
@@ -48,6 +48,11 @@ def known(
             label = name + own_name(artifact, artifacts)
             found[artifact.sha256] = Known(candidate, artifact, label, name)
     return found
+
+
+def seeds_of_names(candidates: Sequence[CandidateRow]) -> Counter[str]:
+    """Return with how many seeds each name stands; one is no need to tell it."""
+    return Counter(name for name, _ in {(c.name, c.seed) for c in candidates})
 
 
 def own_name(artifact: Artifact, all_of_candidate: Sequence[Artifact]) -> str:

@@ -152,7 +152,7 @@ def results(report: RunReport) -> list[Results]:
         mine.sort(key=lambda c: _ROLES.index(c.role) if c.role in _ROLES else len(_ROLES))
         every = [
             row
-            for candidate, precision in _networks(mine)
+            for candidate, precision in sizes.networks(report, mine)
             if (row := _row(report, sections, columns, candidate, precision)) is not None
         ]
         # A search times many networks that it never judges on the board.
@@ -164,21 +164,6 @@ def results(report: RunReport) -> list[Results]:
             more = len(every) - len(rows)
             found.append(Results(workload, columns, tuple(rows), idle, virtual, dtypes, more))
     return found
-
-
-def _networks(candidates: Sequence[CandidateReport]) -> list[tuple[CandidateReport, str]]:
-    """Return (candidate, precision) of each network once: candidates may share its files."""
-    found: list[tuple[CandidateReport, str]] = []
-    seen: set[str] = set()
-    # Of two candidates that share files, that with more of them tells more.
-    for candidate in sorted(candidates, key=lambda c: -len(c.artifacts)):
-        for precision in dict.fromkeys(techniques.numbers(a[2]) for a in candidate.artifacts):
-            shas = {a[0] for a in candidate.artifacts if techniques.numbers(a[2]) == precision}
-            if not shas <= seen:
-                found.append((candidate, precision))
-            seen |= shas
-    place = {candidate.candidate_id: i for i, candidate in enumerate(candidates)}
-    return sorted(found, key=lambda one: place[one[0].candidate_id])
 
 
 def _columns(sections: Sequence[BoardSection]) -> tuple[Column, ...]:

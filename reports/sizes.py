@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 from flatsat.reports import techniques
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from flatsat.reports.model import CandidateReport, RunReport
     from flatsat.reports.model_survey import Kept
 
@@ -59,6 +61,30 @@ def sized(candidate: CandidateReport, kept: Kept, precision: str) -> Sized | Non
     if not mine:
         return None
     return Sized(min(size for _, _, _, size in mine), f"{precision} file", real=True)
+
+
+def networks(
+    report: RunReport, candidates: Sequence[CandidateReport]
+) -> list[tuple[CandidateReport, str]]:
+    """Return (candidate, precision) of each network once, in order: candidates may share files.
+
+    Of those that do the one with more files stands, then the one with a coded file.
+    """
+    found: list[tuple[CandidateReport, str]] = []
+    seen: set[str] = set()
+
+    def told(candidate: CandidateReport) -> tuple[int, int]:
+        kept = report.survey.of(candidate.candidate_id)
+        return -len(candidate.artifacts), -len(kept.coded)
+
+    for candidate in sorted(candidates, key=told):
+        for precision in dict.fromkeys(techniques.numbers(a[2]) for a in candidate.artifacts):
+            shas = {a[0] for a in candidate.artifacts if techniques.numbers(a[2]) == precision}
+            if not shas <= seen:
+                found.append((candidate, precision))
+            seen |= shas
+    place = {candidate.candidate_id: i for i, candidate in enumerate(candidates)}
+    return sorted(found, key=lambda one: place[one[0].candidate_id])
 
 
 def reference_of(report: RunReport, candidate: CandidateReport) -> CandidateReport | None:

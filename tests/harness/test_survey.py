@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from flatsat.artifact import Artifact
+from flatsat.artifact import Artifact, Coded
 from flatsat.canonical import sha256_bytes
 from flatsat.compressors.candidate import Candidate, candidate_id, put_goldens, put_masks, save
 from flatsat.compressors.pictures import put_pictures
@@ -50,6 +50,7 @@ def put(
     images: np.ndarray[Any, Any] | None = None,
     pixels: int = 784,
     role: str = "compressed",
+    coded: bool = False,
 ) -> Candidate:
     """Put a candidate with every picture into a lab's folder and record."""
     data = name.encode()
@@ -64,6 +65,7 @@ def put(
     artifact = Artifact(
         sha256_bytes(data), "onnx", "float", len(data), "float.onnx", 17, 8, "NCHW",
         (spec,), (out,), goldens=goldens,
+        coded=Coded("context", "float.onnx.coded", "c" * 64, 3) if coded else None,
     )  # fmt: skip
     put_masks(folder, {"fc1": np.arange(3 * pixels).reshape(3, pixels) % 2 == 0})
     counts = np.arange(64, dtype=np.int64)

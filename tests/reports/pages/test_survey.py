@@ -380,6 +380,15 @@ def test_a_network_whose_file_two_candidates_share_stands_once(methods):
     assert not {"twin", "filters-50"} & set(labels)
 
 
+def test_of_twins_the_coded_one_stands_for_its_size(chains):
+    twin = next(c for c in chains.candidates if c.label == "both")
+    plain = replace(twin, candidate_id="c-plain", label="plain")
+    for both in ((plain, *chains.candidates), (*chains.candidates, plain)):
+        points = figures_survey.size_points(replace(chains, candidates=both), "digits/net")
+        (point,) = (p for p in points if p.label in ("both", "plain"))
+        assert (point.label, point.size.size_bytes) == ("both", 100)
+
+
 def test_without_a_compressed_network_there_is_no_table(methods):
     dense = tuple(c for c in methods.candidates if c.role != "compressed")
     assert pages_results.results(replace(methods, candidates=dense)) == []
