@@ -48,6 +48,8 @@ class Network:
         quantum: where activations are quantised, the step of the output's quantiser in output
             units: rounding may then fall to either side of a level, so files lowered from this
             network are judged by decision, not by tolerance.
+        unquantised: the module just before its weights were put on levels, without training since;
+            None where there is none.
     """
 
     module: nn.Module
@@ -56,6 +58,7 @@ class Network:
     history: tuple[Mapping[str, object], ...] = ()
     frozen: str = ""
     quantum: float | None = None
+    unquantised: nn.Module | None = None
 
     def after(
         self,

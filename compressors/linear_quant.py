@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
@@ -83,7 +83,7 @@ class LinearQuantise:
         network.require_free(self.name)
         module = copy.deepcopy(network.module)
         names = [info.name for info in layers(module, network.input_shape)]
-        self._check_names(names)
+        check_layers(self.name, names, self.params.bits_by_layer, self.params.skip)
         told = [
             self._quantise_layer(module, name, network.masks)
             for name in names
@@ -107,17 +107,8 @@ class LinearQuantise:
             "storage_only": True,
         }
         frozen = f"{self.name} put the weights on levels that further changes would leave"
-        return replace(network.after(module, entry), frozen=frozen, quantum=quantum)
-
-    def _check_names(self, names: list[str]) -> None:
-        for name in (*self.params.bits_by_layer, *self.params.skip):
-            if name not in names:
-                near = difflib.get_close_matches(name, names, n=1)
-                hint = f"did you mean {near[0]!r}?" if near else f"layers are {', '.join(names)}"
-                raise RecipeError(f"{self.name}: there is no layer {name!r}", hint=hint)
-        for name, bits in self.params.bits_by_layer.items():
-            if not 1 <= bits <= 8:
-                raise RecipeError(f"{self.name}: {bits} bits for {name!r}", hint="give 1 to 8")
+        made = network.after(module, entry)
+        return replace(made, frozen=frozen, quantum=quantum, unquantised=network.module)
 
     def _quantise_layer(
         self, module: nn.Module, name: str, masks: Mapping[str, Tensor]
@@ -139,19 +130,7 @@ class LinearQuantise:
             raise RecipeError(f"{self.name}: layer {name!r}: {error.message}") from None
         with torch.no_grad():
             weight.copy_(result.values)
-        stored = before.numel() if kept is None else int(kept.sum())
-        return {
-            "name": name,
-            "parameter": f"{name}.weight",
-            "bits": bits,
-            "weights": before.numel(),
-            "stored": stored,
-            "levels": int(torch.unique(result.values if kept is None else weight[kept]).numel()),
-            "step_max": float(result.step.max()),
-            "error_max": float((result.values - before).abs().max()) if before.numel() else 0.0,
-            "range_bytes": result.range_bytes,
-            "zeros_apart": kept is not None and stored < before.numel(),
-        }
+        return layer_entry(name, bits, before, result, kept)
 
 
 @dataclass(frozen=True)
@@ -170,6 +149,44 @@ class Quantised:
     low: Tensor
     step: Tensor
     range_bytes: int
+
+
+def check_layers(
+    step: str, names: Sequence[str], bits_by_layer: Mapping[str, int], skip: Sequence[str]
+) -> None:
+    """Check what a quantising step was told of single layers against the network's `names`.
+
+    Raises:
+        RecipeError: a layer that is named doesn't exist, or a number of bits is not from 1 to 8.
+    """
+    for name in (*bits_by_layer, *skip):
+        if name not in names:
+            near = difflib.get_close_matches(name, names, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"layers are {', '.join(names)}"
+            raise RecipeError(f"{step}: there is no layer {name!r}", hint=hint)
+    for name, bits in bits_by_layer.items():
+        if not 1 <= bits <= 8:
+            raise RecipeError(f"{step}: {bits} bits for {name!r}", hint="give 1 to 8")
+
+
+def layer_entry(
+    name: str, bits: int, before: Tensor, result: Quantised, kept: Tensor | None
+) -> dict[str, object]:
+    """Return the provenance of a layer whose weights were `before` and are now `result`."""
+    stored = before.numel() if kept is None else int(kept.sum())
+    present = result.values if kept is None else result.values[kept]
+    return {
+        "name": name,
+        "parameter": f"{name}.weight",
+        "bits": bits,
+        "weights": before.numel(),
+        "stored": stored,
+        "levels": int(torch.unique(present).numel()),
+        "step_max": float(result.step.max()),
+        "error_max": float((result.values - before).abs().max()) if before.numel() else 0.0,
+        "range_bytes": result.range_bytes,
+        "zeros_apart": kept is not None and stored < before.numel(),
+    }
 
 
 def quantise_range(
@@ -286,16 +303,22 @@ def quantise_activations(
     finally:
         for handle in handles:
             handle.remove()
-    for name in names:
-        if name in ranges:
-            layer = module.get_submodule(name)
-            layer.add_module("input_quantiser", FakeQuantise(*ranges[name], bits))
-            layer.register_forward_pre_hook(_quantise_input)
-    output = FakeQuantise(*ranges[""], bits)
+    output = FakeQuantise(*ranges.pop(""), bits)
+    inputs = {name: FakeQuantise(*ranges[name], bits) for name in names if name in ranges}
+    place_quantisers(module, inputs, output)
+    return float(output.step) if output.levels else None
+
+
+def place_quantisers(module: nn.Module, inputs: Mapping[str, nn.Module], output: nn.Module) -> None:
+    """Let values pass through quantisers: a layer's input by its name, and the module's output."""
+    mode = module.training
+    for name, quantiser in inputs.items():
+        layer = module.get_submodule(name)
+        layer.add_module("input_quantiser", quantiser)
+        layer.register_forward_pre_hook(_quantise_input)
     module.add_module("output_quantiser", output)
     module.register_forward_hook(_quantise_output)
-    module.eval()  # New modules start in training mode.
-    return float(output.step) if output.levels else None
+    module.train(mode)  # New modules start in training mode.
 
 
 # Plain functions, so that a deep copy of a module keeps them and uses its own quantisers.

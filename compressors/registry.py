@@ -88,6 +88,14 @@ _STEPS = (
         last=True,
     ),
     StepEntry(
+        "quantise-aware-train",
+        "transform",
+        "qat:QuantiseAwareTrain",
+        "train with weights and activations rounded in the forward pass (Jacob et al. 2018)",
+        last=True,
+        needs=("train",),
+    ),
+    StepEntry(
         "share-weights",
         "transform",
         "sharing:ShareWeights",

@@ -83,6 +83,7 @@ def retrain(
     purpose: str,
     still: Collection[str] = (),
     gradients: Mapping[str, Callable[[Tensor], Tensor]] = _NONE,
+    after_step: Callable[[nn.Module], None] | None = None,
 ) -> tuple[nn.Module, FitStats]:
     """Return a trained deep copy of the network's module, masks held, and what it cost.
 
@@ -93,6 +94,7 @@ def retrain(
         purpose: names the random stream and the task that progress is told.
         still: names of layers whose parameters don't change.
         gradients: parameter name -> what makes of its gradient the one that is used.
+        after_step: called with the module after every step, masks held, without gradients.
 
     Raises:
         RecipeError: a mask fits no parameter.
@@ -104,6 +106,12 @@ def retrain(
         module.get_submodule(layer).requires_grad_(False)
     enforce = hold(module, network.masks)
     enforce(module)
+
+    def stepped(trained: nn.Module) -> None:
+        enforce(trained)
+        if after_step is not None:
+            after_step(trained)
+
     parameters = dict(module.named_parameters())
     handles = [
         parameters[name].register_hook(change)  # type: ignore[no-untyped-call]
@@ -121,7 +129,7 @@ def retrain(
             weight_decay=params.weight_decay,
             schedule=params.schedule,
             seed=integer_seed(ctx.seed, f"compressors.{purpose}/{len(network.history)}"),
-            after_step=enforce,
+            after_step=stepped,
             progress=ctx.progress,
             task=purpose,
         )

@@ -47,6 +47,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "fine-tune": {"epochs": 1},
     "narrow": {"macs_ratio": 0.5},
     "linear-quantise": {"bits": 4, "activations": 8, "n": 32},
+    "quantise-aware-train": {"bits": 4, "epochs": 1},
     "share-weights": {"bits": {"conv": 4, "fc": 3}, "epochs": 1},
     "onnx": {"goldens": 24},
     "int8": {"n": 32},
