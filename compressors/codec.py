@@ -39,13 +39,13 @@ from flatsat.coded.errors import CodedError
 from flatsat.coded.native import Library
 from flatsat.compressors.base import StepParams
 from flatsat.compressors.csr import relative_rows
-from flatsat.compressors.entropy import huffman_bits, huffman_bytes, huffman_lengths
+from flatsat.compressors.entropy import huffman_bytes, huffman_lengths
 from flatsat.compressors.levels import Levels, find_levels, table_bytes
 from flatsat.errors import DataError, RecipeError
 from flatsat.native import NoCompiler, build_library
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from flatsat.compressors.tensor_ranges import TensorRange
 
@@ -444,14 +444,3 @@ def _zigzag(value: int) -> int:
 def _deflate(data: bytes) -> bytes:
     packer = zlib.compressobj(9, zlib.DEFLATED, -15, 9)
     return packer.compress(data) + packer.flush()
-
-
-def huffman_payload_bytes(symbols: Symbols, index_bits: int) -> int:
-    """Return the bytes of codes and indices alone, by arithmetic from their counts."""
-    rows = relative_rows((symbols.values != 0).reshape(1, -1), index_bits)
-    index = symbols.values + symbols.zero
-    codes = np.where(rows.source < 0, symbols.zero, index[np.maximum(rows.source, 0)])
-    parts: Iterator[int] = (
-        huffman_bits(np.bincount(part).tolist()) for part in (codes, rows.index)
-    )
-    return sum((bits + 7) // 8 for bits in parts)
