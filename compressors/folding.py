@@ -73,24 +73,37 @@ def fold_batch_norms(module: nn.Module, masks: Mapping[str, Tensor]) -> Folded:
     """
     work = copy.deepcopy(module)
     fitted = dict(masks)
-    traced = trace(work)
-    parts = dict(work.named_modules())
+    layers, left = _found(work)
+    for norm, layer in layers.items():
+        _fuse(work, layer, norm)
+        _fit_masks(fitted, work, layer, norm)
+    return Folded(work, fitted, layers, left)
+
+
+def foldable(module: nn.Module) -> dict[str, str]:
+    """Return batch norm -> the layer that it could be folded into.
+
+    Raises:
+        RecipeError: torch.fx can't trace the module.
+    """
+    return _found(module)[0]
+
+
+def _found(module: nn.Module) -> tuple[dict[str, str], dict[str, str]]:
+    """Return batch norm -> layer, and batch norm -> why it stays."""
+    traced = trace(module)
+    parts = dict(module.named_modules())
     layers: dict[str, str] = {}
     left: dict[str, str] = {}
     for node in traced.nodes:
         name = str(node.target)
         if node.op != "call_module" or not isinstance(parts.get(name), _BatchNorm):
             continue
-        reason = _unfit(node, traced, parts)
-        if reason:
+        if reason := _unfit(node, traced, parts):
             left[name] = reason
-            continue
-        (source,) = node.all_input_nodes
-        layer = str(source.target)
-        _fuse(work, layer, name)
-        _fit_masks(fitted, work, layer, name)
-        layers[name] = layer
-    return Folded(work, fitted, layers, left)
+        else:
+            layers[name] = str(node.all_input_nodes[0].target)
+    return layers, left
 
 
 def _unfit(node: fx.Node, traced: Traced, parts: Mapping[str, nn.Module]) -> str:

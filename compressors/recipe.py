@@ -288,6 +288,14 @@ def _check_order(spec: RecipeSpec) -> None:
             raise RecipeKeyError(
                 f"{step.use} makes the network itself and must come first", ("step", index, "use")
             )
+        if found.corrects:
+            if not frozen_by:
+                raise RecipeKeyError(
+                    f"{step.use} mends what quantising did, and no such step is before it",
+                    ("step", index, "use"),
+                    hint="put it after linear-quantise",
+                )
+            continue
         if frozen_by:
             raise RecipeKeyError(
                 f"{step.use} can't follow {frozen_by}, whose levels it would leave",

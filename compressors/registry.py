@@ -29,6 +29,7 @@ class StepEntry:
         summary: one line for lists.
         first: it makes the network itself, so that only the first place suits it.
         last: no transform that changes weights can follow.
+        corrects: it changes no weights, but mends what a step that is last did, and follows it.
         role: of the candidate that a recipe with this step makes.
         needs: splits that it can't do without.
     """
@@ -39,6 +40,7 @@ class StepEntry:
     summary: str
     first: bool = False
     last: bool = False
+    corrects: bool = False
     role: str = "compressed"
     needs: tuple[str, ...] = ()
 
@@ -101,6 +103,14 @@ _STEPS = (
         "sharing:ShareWeights",
         "let weights share 2^b values by k-means, train the shared values (Han et al. 2016)",
         last=True,
+    ),
+    StepEntry(
+        "bias-correct",
+        "transform",
+        "bias_correction:BiasCorrect",
+        "take the mean error of quantised layers out of their biases (Nagel et al. 2019)",
+        corrects=True,
+        needs=("calibration",),
     ),
     StepEntry("onnx", "lower", "onnx_lower:OnnxLower", "write ONNX, checked against the network"),
     StepEntry(

@@ -190,7 +190,8 @@ class ShareWeights:
             "cost": {"train_steps": steps, "forward_passes": 0},
         }
         frozen = f"{self.name} put the weights on codebooks that further changes would leave"
-        return replace(network.after(module, entry), frozen=frozen)
+        before = network.module if steps == 0 else None
+        return replace(network.after(module, entry), frozen=frozen, unquantised=before)
 
     def _check(self, found: list[LayerInfo]) -> None:
         names = [info.name for info in found]
