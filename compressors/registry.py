@@ -105,6 +105,12 @@ _STEPS = (
         last=True,
     ),
     StepEntry(
+        "equalise",
+        "transform",
+        "equalise:Equalise",
+        "give the channels of layers equal ranges, outputs unchanged (Nagel et al. 2019)",
+    ),
+    StepEntry(
         "bias-correct",
         "transform",
         "bias_correction:BiasCorrect",
