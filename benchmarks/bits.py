@@ -15,6 +15,8 @@ import torch
 
 from flatsat.cache import default_cache_dir
 from flatsat.compressors.base import Network, StepContext
+from flatsat.compressors.bias_correction import BiasCorrect
+from flatsat.compressors.equalise import Equalise
 from flatsat.compressors.linear_quant import LinearQuantise
 from flatsat.compressors.qat import QuantiseAwareTrain
 from flatsat.compressors.storage import bytes_by_coding
@@ -63,7 +65,7 @@ def main() -> None:
                     print(network, seed, form, way, value, flush=True)
                 assert isinstance(value, dict)
                 found.setdefault(form, {}).setdefault(way, []).append(value)
-        rows.append((network, "32", "", shown(dense), "", "", size, "1.0", "yes: float files"))
+        rows.append((network, "32", "", shown(dense), "", "", "", size, "1.0", "yes: float files"))
         for form, ways in found.items():
             bits, per = form.split(", ", 1)
             weights = ways["weights"]
@@ -75,7 +77,7 @@ def main() -> None:
                     per,
                     *(
                         told(ways[way]) if way in ways else ""
-                        for way in ("weights", "activations", "aware")
+                        for way in ("weights", "mended", "activations", "aware")
                     ),
                     int(stored),
                     f"{size / stored:.1f}",
@@ -89,8 +91,9 @@ def main() -> None:
         "Each layer (or output channel) has 2^b levels from its smallest to its largest weight; "
         "sign x scale is mean|w| with the weight's sign. Accuracy on the "
         f"{len(test)} test images in %, mean and standard deviation over {arguments.seeds} seeds: "
-        "weights alone quantised after training; inputs of layers and the output on 2^b levels as "
-        "well; and weights alone after training with the rounding "
+        "weights alone quantised after training; the same between cross-layer equalisation and "
+        "bias correction on 256 calibration images (Nagel et al. 2019); inputs of layers and the "
+        "output on 2^b levels as well; and weights alone after training with the rounding "
         f"({AWARE['epochs']:g} epochs, learning rate {AWARE['lr']:g}). Biases and batch norm stay "
         "in float.",
         (
@@ -98,6 +101,7 @@ def main() -> None:
             "bits",
             "levels",
             "weights after training",
+            "equalised and corrected",
             "weights and activations",
             "weights in training",
             "bytes",
@@ -124,6 +128,7 @@ def forms() -> Iterator[tuple[str, str, dict[str, object]]]:
                 name = f"{bits}, " + ("sign x scale" if kind == "sign" else "min/max") + f" a {per}"
                 plain: dict[str, object] = {"bits": bits, "per": per, "one_bit": kind}
                 yield name, "weights", plain
+                yield name, "mended", plain
                 yield name, "activations", {**plain, "activations": bits}
                 if bits in AWARE_BITS:
                     grid = "symmetric" if kind == "sign" else "minmax"
@@ -144,13 +149,17 @@ def point(
         seed=seed,
         cache_dir=default_cache_dir(),
     )
-    step = (
-        QuantiseAwareTrain(QuantiseAwareTrain.Params.model_validate(params))
-        if way == "aware"
-        else LinearQuantise(LinearQuantise.Params.model_validate(params))
-    )
     try:
-        made = step.apply(start, context)
+        if way == "aware":
+            aware = QuantiseAwareTrain(QuantiseAwareTrain.Params.model_validate(params))
+            made = aware.apply(start, context)
+        else:
+            quantise = LinearQuantise(LinearQuantise.Params.model_validate(params))
+            if way == "mended":
+                start = Equalise(Equalise.Params()).apply(start, context)
+            made = quantise.apply(start, context)
+            if way == "mended":
+                made = BiasCorrect(BiasCorrect.Params()).apply(made, context)
     except UsageError as error:
         if "diverged" not in error.message:
             raise

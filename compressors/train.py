@@ -155,11 +155,12 @@ def hold(module: nn.Module, masks: Mapping[str, Tensor]) -> Callable[[nn.Module]
                 f"the mask of {name!r} fits no parameter of the network",
                 hint="a step that changes a layer's shape must fit its mask as well",
             )
-        dropped.append((parameters[name].data, ~mask))
+        dropped.append((parameters[name], ~mask))
 
     def enforce(_module: nn.Module) -> None:
-        for values, gone in dropped:
-            values.masked_fill_(gone, 0.0)
+        # Another layout in memory gives a parameter other data.
+        for parameter, gone in dropped:
+            parameter.data.masked_fill_(gone, 0.0)
 
     return enforce
 

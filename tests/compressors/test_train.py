@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from flatsat.compressors.base import Network
-from flatsat.compressors.train import FineTune, TrainParams, retrain
+from flatsat.compressors.train import FineTune, TrainParams, hold, retrain
 from flatsat.datasets.fit import evaluate
 from flatsat.errors import RecipeError
 
@@ -71,6 +71,19 @@ def test_masked_weights_get_no_gradient_and_hooks_go_again(blobs):
     module(torch.ones(2, *SHAPE)).square().sum().backward()
     gradient = module.get_parameter("4.weight").grad
     assert bool(gradient[~masks["4.weight"]].any())
+
+
+def test_masks_hold_when_weights_have_another_layout():
+    net = small()
+    masks = half_masks(net)
+    enforce = hold(net, masks)
+    net.to(memory_format=torch.channels_last)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.fill_(1.0)
+    enforce(net)
+    for name, mask in masks.items():
+        assert torch.equal(net.get_parameter(name).detach() != 0, mask)
 
 
 def test_equal_seeds_give_equal_weights(blobs):
