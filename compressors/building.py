@@ -34,6 +34,7 @@ from flatsat.compressors.candidate import (
 )
 from flatsat.compressors.codec import SUFFIX
 from flatsat.compressors.graph import count, layers
+from flatsat.compressors.layer_errors import LayerError, compare_files, culprit
 from flatsat.compressors.onnx_model import run_host
 from flatsat.compressors.pictures import first_dense, pictures, put_pictures
 from flatsat.compressors.recipe import (
@@ -61,6 +62,8 @@ if TYPE_CHECKING:
     from flatsat.progress import Progress
 
 BY_RECIPE = "by-recipe"
+_LAYER_IMAGES = 16
+"""Goldens whose activations between all layers are held at once."""
 _EVALUATION_BATCH = 500
 
 
@@ -273,10 +276,16 @@ def _int8(
     started = time.process_time()
     artifact: Artifact = cls(params).apply(source, folder, ctx)
     used_s = time.process_time() - started
+    errors = _layer_errors(folder, source, artifact)
+    jumps = culprit(errors)
     return artifact, {
         "step": name,
         "params": params.model_dump(mode="json"),
-        "layers": [],
+        "layers": [
+            {"layer": e.layer, "sqnr_db": round(e.sqnr_db, 1), "fall_db": round(e.fall_db, 1)}
+            for e in errors
+        ],
+        "culprit": None if jumps is None else jumps.layer,
         "cost": {"train_steps": 0, "forward_passes": min(params.n, len(ctx.calibration))},
         "cpu_s": used_s,
         "role": artifact.role,
@@ -342,6 +351,17 @@ def _goldens_agree(folder: Path, left: Artifact, right: Artifact) -> float:
         with np.load(goldens_path(folder, artifact.goldens), allow_pickle=False) as stored:
             outputs.append(stored[f"out:{artifact.outputs[0].name}"])
     return top1_agreement(outputs[1], outputs[0])
+
+
+def _layer_errors(folder: Path, source: Artifact, made: Artifact) -> tuple[LayerError, ...]:
+    """Return how far each layer of an int8 ONNX file is from the float file's."""
+    if made.format != "onnx" or source.goldens is None:
+        return ()
+    name = source.inputs[0].name
+    with np.load(goldens_path(folder, source.goldens), allow_pickle=False) as stored:
+        inputs = {name: stored[f"in:{name}"][:_LAYER_IMAGES]}
+    files = [(folder / artifact.file).read_bytes() for artifact in (source, made)]
+    return compare_files(files[0], files[1], inputs)
 
 
 def _host_accuracy(path: Path, artifact: Artifact, ctx: StepContext) -> float:

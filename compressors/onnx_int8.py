@@ -18,6 +18,7 @@ from flatsat.canonical import sha256_bytes
 from flatsat.compressors.agreement import policy
 from flatsat.compressors.base import StepContext, StepParams
 from flatsat.compressors.candidate import goldens_path, put_goldens
+from flatsat.compressors.int8_ranges import require_finite, require_room
 from flatsat.compressors.onnx_model import normalise, opset, output_step, parse, run_host
 from flatsat.errors import ModelError, RecipeError
 
@@ -67,8 +68,9 @@ class OnnxInt8:
         """Write `int8-<sha>.onnx` and its goldens beside the float file.
 
         Raises:
-            RecipeError: the artifact is no float ONNX file with goldens, or the calibration split
-                has fewer images than asked for.
+            RecipeError: the artifact is no float ONNX file with goldens, the calibration split has
+                fewer images than asked for, or a layer's sums can leave int32.
+            DataError: a calibration image holds NaN or infinity.
             ModelError: onnxruntime can't quantise the file or run the result.
         """
         if artifact.format != "onnx" or artifact.role != "float" or artifact.goldens is None:
@@ -80,14 +82,16 @@ class OnnxInt8:
                 f"int8 asks for {self.params.n} calibration images of {len(ctx.calibration)}",
                 hint="lower int8.n",
             )
+        require_finite(ctx.calibration.x[: self.params.n])
         (source,), (target,) = artifact.inputs, artifact.outputs
         data = self._quantise(folder / artifact.file, source.name, ctx.calibration)
         with np.load(goldens_path(folder, artifact.goldens), allow_pickle=False) as stored:
             inputs = {source.name: stored[f"in:{source.name}"]}
+        model = parse(data, "the int8 file")
+        require_room(model)
         outputs = run_host(data, inputs)
         sha256 = sha256_bytes(data)
         file = f"int8-{sha256[:12]}.onnx"
-        model = parse(data, file)
         quantum = output_step(model, target.name)
         if quantum is None:
             quantum = float(np.abs(outputs[target.name]).max()) / _INT8_LEVELS

@@ -62,7 +62,8 @@ class OnnxLower:
 
         Raises:
             RecipeError: PyTorch can't export the network.
-            ModelError: onnxruntime refuses the file, or disagrees with PyTorch.
+            ModelError: onnxruntime refuses the file, or disagrees with PyTorch; a parameter
+                that is not finite is named.
         """
         source, target = ctx.workload.input, ctx.workload.output
         data = export(network, source, target, self.params.opset)
@@ -71,6 +72,8 @@ class OnnxLower:
         agreement = policy(network.quantum)
         found = run_host(data, {source.name: inputs})[target.name]
         if fault := disagreement(found, expected, agreement):
+            if damaged := _not_finite(network):
+                raise ModelError(f"the parameter {damaged} holds NaN or infinity")
             raise ModelError(f"the ONNX file disagrees with PyTorch: {fault}")
         sha256 = sha256_bytes(data)
         file = f"float-{sha256[:12]}.onnx"
@@ -90,6 +93,12 @@ class OnnxLower:
             goldens=put_goldens(folder, {source.name: inputs}, {target.name: expected}),
             agreement=agreement,
         )
+
+
+def _not_finite(network: Network) -> str:
+    """Return the first parameter or buffer that holds NaN or infinity, or ""."""
+    held = (*network.module.named_parameters(), *network.module.named_buffers())
+    return next((name for name, values in held if not bool(values.isfinite().all())), "")
 
 
 def export(network: Network, source: TensorSpec, target: TensorSpec, opset: int) -> bytes:

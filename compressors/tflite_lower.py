@@ -19,6 +19,7 @@ from flatsat.compressors.agreement import disagreement, policy
 from flatsat.compressors.base import Network, StepContext, StepParams
 from flatsat.compressors.candidate import goldens_path, put_goldens
 from flatsat.compressors.converter import convert, quantise
+from flatsat.compressors.int8_ranges import require_finite
 from flatsat.compressors.onnx_lower import GOLDENS, golden_inputs
 from flatsat.compressors.tflite_model import inspect, run_host
 from flatsat.compressors.tflite_write import normalise
@@ -109,6 +110,7 @@ class TfliteInt8:
             RecipeError: the artifact is no float TFLite file with goldens, the calibration split
                 has fewer images than asked for, or the quantiser doesn't know an operator or
                 leaves it in floating point.
+            DataError: a calibration image holds NaN or infinity.
             ModelError: LiteRT can't run the result.
             InfrastructureError: the converter can't be had.
         """
@@ -121,6 +123,7 @@ class TfliteInt8:
                 f"int8 asks for {self.params.n} calibration images of {len(ctx.calibration)}",
                 hint="lower int8.n",
             )
+        require_finite(ctx.calibration.x[: self.params.n])
         data = quantise(
             (folder / artifact.file).read_bytes(),
             for_model(ctx.calibration.x[: self.params.n], artifact.inputs[0], NHWC),
