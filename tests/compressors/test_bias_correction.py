@@ -187,3 +187,33 @@ def test_a_recipe_puts_it_behind_what_it_mends():
             check(recipe(*steps))
     with pytest.raises(RecipeKeyError, match="fine-tune can't follow linear-quantise"):
         check(recipe("linear-quantise", "bias-correct", "fine-tune"))
+
+
+class Shared(nn.Module):
+    """One convolution called twice and a transposed one."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(1, 4, 3, padding=1)
+        self.twice = nn.Conv2d(4, 4, 3, padding=1)
+        self.up = nn.ConvTranspose2d(4, 3, 2, stride=2)
+
+    def forward(self, x):
+        x = torch.relu(self.twice(torch.relu(self.twice(torch.relu(self.stem(x))))))
+        return self.up(x).mean((2, 3))
+
+
+def test_a_layer_that_is_called_twice_is_corrected_by_the_mean_of_its_calls(blobs):
+    ctx = blobs(SHAPE)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = Network(Shared().eval(), SHAPE)
+    low = quantise(network, ctx, bits=2)
+    made = correct(low, ctx)
+    told = {entry["name"]: entry for entry in made.history[-1]["layers"]}
+    assert list(told) == ["stem", "twice", "up"]
+    wanted, bad, good = (means(n.module, ctx, "up") for n in (network, low, made))
+    assert np.abs(bad - wanted).max() > 1e-3
+    assert np.allclose(good, wanted, atol=1e-5)
+    # Its own bias feeds its second call, so that one subtraction leaves a rest.
+    assert 0 < told["twice"]["left_max"] < told["twice"]["shift_max"]

@@ -277,3 +277,41 @@ def test_layers_can_be_left_or_have_bits_of_their_own(trained):
         network.module.get_submodule("conv2").weight[0, 0, 0, 0] = torch.nan
     with pytest.raises(RecipeError, match=r"'conv2'.*not finite"):
         train(network, ctx)
+
+
+class Shared(nn.Module):
+    """One convolution called twice, a transposed one, a sum and a concatenation."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(1, 4, 3, padding=1)
+        self.twice = nn.Conv2d(4, 4, 3, padding=1, groups=2)
+        self.down = nn.MaxPool2d(2)
+        self.up = nn.ConvTranspose2d(4, 4, 2, stride=2)
+        self.mix = nn.Conv2d(8, 4, 1)
+        self.fc = nn.Linear(144, 4)
+
+    def forward(self, x):
+        x = torch.relu(self.stem(x))
+        x = x + torch.relu(self.twice(torch.relu(self.twice(x))))
+        x = torch.cat([x, self.up(self.down(x))], 1)
+        return self.fc(torch.flatten(torch.relu(self.mix(x)), 1))
+
+
+@pytest.mark.parametrize("per", ["layer", "channel"])
+def test_shared_transposed_grouped_and_joined_layers_are_trained(blobs, per):
+    ctx = blobs(SHAPE)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        start = Network(Shared().eval(), SHAPE)
+    network = FineTune(FineTune.Params(epochs=6, lr=0.05)).apply(start, ctx)
+    made = train(network, ctx, bits=3, activations=6, per=per)
+    names = [told["name"] for told in made.history[-1]["layers"]]
+    assert names == ["stem", "twice", "up", "mix", "fc"]
+    assert set(made.history[-1]["activations"]) == {*names, ""}
+    axes = {"up": 1}
+    for name in names:
+        weight = made.module.get_submodule(name).weight.detach()
+        parts = weight.transpose(0, axes.get(name, 0)) if per == "channel" else [weight]
+        assert all(len(torch.unique(part)) <= 7 for part in parts)
+    assert evaluate(made.module, ctx.validation) > 0.9
