@@ -53,6 +53,10 @@ class QuantiseAwareTrain:
     On 8 bits, symmetric levels by channel are those of pass `int8` on ONNX files, which keeps them
     as they are. That pass finds ranges of activations by its own calibrator; with
     `simulate = false` the network's own file is free of rounding and suits it.
+    For small coded files take `per = "layer"`, and `batch_norm = "fold"` or step equalise before:
+    levels of their own for each channel, or a batch norm that the export folds into the weights
+    afterwards, leave a tensor more values than a table of levels pays for.
+
     Departures: biases stay float32 (int32 in int8 files); sums and concatenations are rounded where
     the next weighted layer reads them; fewer than 8 bits are storage only.
     """
