@@ -22,6 +22,7 @@ from flatsat.harness.boards_in_use import (
     prepare,
     refused_for_good,
 )
+from flatsat.harness.culprit import is_disagreement, name_layer
 from flatsat.harness.plan import PlannedJob, expected_s
 from flatsat.jobspec import JobKind, reuse_key
 from flatsat.outcome import Failed, Fault, Measured, Outcome, Owner
@@ -328,6 +329,9 @@ class _Execution:
                 for sha256 in job.spec.blobs:
                     await session.put(*self._supplies.of(sha256))
                 outcome = await session.run(f"{job.job_id}-{attempt}", job.spec)
+                if isinstance(outcome, Failed) and is_disagreement(outcome, job.spec):
+                    files = self._supplies.files
+                    outcome = await name_layer(session, job.job_id, job.spec, files, outcome)
             except (InfrastructureError, DataError) as error:
                 # A board that refuses something is there all the same. On a full disk no new
                 # session could begin.

@@ -1,0 +1,142 @@
+"""Which layer makes a board's outputs differ: its layers against this machine's, on the goldens."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import tempfile
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flatsat.canonical import sha256_bytes
+from flatsat.errors import FlatSatError, ModelError
+from flatsat.jobspec import JobKind, JobSpec
+from flatsat.outcome import Failed, Measured
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import numpy as np
+
+    from flatsat.compressors.layer_errors import LayerError
+    from flatsat.outcome import Outcome
+    from flatsat.targets.board import Session
+
+IMAGES = 16
+"""Goldens that are looked at; the values between all layers are one output of the board's."""
+
+
+def is_disagreement(outcome: Outcome, spec: JobSpec) -> bool:
+    """Return whether `name_layer` has something to look for."""
+    return (
+        isinstance(outcome, Failed)
+        and outcome.fault.code == "disagrees"
+        and spec.format == "onnx"
+        and spec.goldens is not None
+    )
+
+
+async def name_layer(
+    session: Session, job_id: str, spec: JobSpec, files: Mapping[str, Path], outcome: Failed
+) -> Failed:
+    """Return the failure with the layer that it begins at in its message and its evidence.
+
+    The board runs the same file once more, with what lies between its layers as its output, and so
+    does this machine. A board or a runtime that can't is no reason to lose the failure itself.
+
+    Args:
+        session: with the board.
+        job_id: of the job that failed.
+        spec: of it.
+        files: sha256 -> file, for its model and goldens.
+        outcome: of it.
+    """
+    try:
+        errors = await _compare(session, job_id, spec, files)
+    except (FlatSatError, OSError, ValueError) as error:
+        return replace(outcome, evidence={**outcome.evidence, "layers_unknown": str(error)})
+    from flatsat.compressors.layer_errors import culprit
+
+    first = culprit(errors)
+    told = {"layers": [asdict(error) for error in errors], "culprit": first and first.layer}
+    fault = replace(outcome.fault, message=f"{outcome.fault.message}; {said(errors)}")
+    return replace(outcome, fault=fault, evidence={**outcome.evidence, **told})
+
+
+def said(errors: tuple[LayerError, ...]) -> str:
+    """Return in words where two runs of one file part."""
+    from flatsat.compressors.layer_errors import BEST_DB, culprit, worst
+
+    first = culprit(errors)
+    if first is not None:
+        return f"the first layer to differ is {first.layer} (SQNR {first.sqnr_db:.1f} dB)"
+    least = min((error.sqnr_db for error in errors), default=BEST_DB)
+    if least >= BEST_DB:
+        return "all layers are as on this machine: the goldens are another file's"
+    most = worst(errors)
+    assert most is not None
+    return f"no layer differs at once, the most {most.layer} (SQNR {most.sqnr_db:.1f} dB)"
+
+
+async def _compare(
+    session: Session, job_id: str, spec: JobSpec, files: Mapping[str, Path]
+) -> tuple[LayerError, ...]:
+    from flatsat.compressors.layer_errors import exposed, layer_errors, layer_outputs, split
+
+    data = files[spec.artifact].read_bytes()
+    inputs = _inputs(files[spec.goldens or ""], data)
+    whole, probes = exposed(data)
+    here = await asyncio.to_thread(layer_outputs, data, inputs)
+    images = io.BytesIO()
+    _save(images, inputs)
+    with tempfile.TemporaryDirectory(prefix="flatsat-layers-") as folder:
+        kept = {}
+        for name, content in (("layers.onnx", whole), ("images.npz", images.getvalue())):
+            path = Path(folder, name)
+            path.write_bytes(content)
+            kept[name] = sha256_bytes(content)
+            await session.put(kept[name], path)
+        wanted = replace(
+            spec,
+            kind=JobKind.ACCURACY,
+            artifact=kept["layers.onnx"],
+            dataset=kept["images.npz"],
+            goldens=None,
+            agreement=None,
+            batch=len(next(iter(inputs.values()))),
+            plan=replace(spec.plan, processes=1),
+        )
+        found = await session.run(f"{job_id}-layers", wanted)
+    there = split(_values(found), probes, here)
+    return layer_errors(probes, here, there)
+
+
+def _inputs(goldens: Path, data: bytes) -> dict[str, np.ndarray[Any, Any]]:
+    """Return some golden inputs by name, as many as a fixed batch takes."""
+    import numpy as np
+
+    from flatsat.compressors.onnx_model import parse
+
+    first = parse(data, "the model").graph.input[0].type.tensor_type.shape.dim[0]
+    rows = first.dim_value if first.HasField("dim_value") else IMAGES
+    with np.load(goldens, allow_pickle=False) as stored:
+        return {key[3:]: stored[key][:rows] for key in stored.files if key.startswith("in:")}
+
+
+def _save(stream: io.BytesIO, inputs: Mapping[str, np.ndarray[Any, Any]]) -> None:
+    import numpy as np
+
+    arrays: dict[str, Any] = {f"in:{name}": values for name, values in inputs.items()}
+    np.savez(stream, **arrays)
+
+
+def _values(outcome: Outcome) -> np.ndarray[Any, Any]:
+    import numpy as np
+
+    if isinstance(outcome, Failed):
+        raise ModelError(outcome.fault.message)
+    if not isinstance(outcome, Measured) or outcome.logits is None:
+        raise ModelError("the board told no layers")
+    logits = outcome.logits
+    return np.frombuffer(logits.data, logits.dtype).reshape(logits.shape)
