@@ -270,7 +270,7 @@ def test_inputs_out_of_range_are_clamped_to_it(kind: Any, values: list[float]) -
 
 
 def test_a_nan_is_taken_for_some_number_of_the_range() -> None:
-    # Which one depends on the CPU: integers have no NaN to hand on.
+    # Integers have no NaN to hand on; on x86 and ARM it comes out as the lowest code.
     model = dense(np.eye(4, dtype=np.int8), zero=np.int8(-28), step=2.0)
     found = output(model, np.array([[np.nan, 1.0, 2.0, 4.0]]))
     assert np.isfinite(found).all()
