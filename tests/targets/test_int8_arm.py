@@ -119,7 +119,7 @@ def dense(weights: np.ndarray, zero: np.generic, step: float) -> bytes:
     return bytes(model.SerializeToString())
 
 
-async def test_networks_agree_and_so_does_each_of_their_layers(arm: Arm, tmp_path: Path) -> None:
+async def test_networks_agree_and_so_do_a_deep_ones_layers(arm: Arm, tmp_path: Path) -> None:
     ctx = context(tmp_path)
     x = ctx.validation.x[:16]
     for name, options in (
@@ -140,6 +140,8 @@ async def test_networks_agree_and_so_does_each_of_their_layers(arm: Arm, tmp_pat
         # Untrained networks' largest logits lie close together: their places are not compared.
         loose = replace(made.agreement, top1=0.0)
         assert not disagreement(there, here, loose), name
+        if name != "resnet20":
+            continue
         whole, probes = exposed(data)
         between = layer_outputs(data, {"image": x})
         told = split(await arm.outputs(whole, x), probes, between)
