@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from flatsat.errors import UsageError
 from flatsat.harness import publish
+from flatsat.harness.culprit import int8_errors
 from flatsat.harness.names import choice_error
 from flatsat.harness.plan import Settings
 from flatsat.harness.records import find_run, open_record
@@ -250,7 +251,13 @@ def _judge(
             against = by_role.get(artifact.role, base.artifacts[0])
             if against.sha256 != artifact.sha256:
                 pairs.append((subject(base, against), subject(c, artifact)))
-    return _report(base.candidate.name, pairs, request)
+    report = _report(base.candidate.name, pairs, request)
+    notes = [
+        f"{c.candidate.name}: {line}"
+        for c in chosen
+        for line in int8_errors(c.candidate, c.artifacts)
+    ]
+    return replace(report, notes=(*report.notes, *notes))
 
 
 def _compare_runs(

@@ -1,4 +1,4 @@
-"""Which layer makes a board's outputs differ: its layers against this machine's, on the goldens."""
+"""Which layer makes outputs differ: a board's against this machine's, int8 against float."""
 
 from __future__ import annotations
 
@@ -15,10 +15,12 @@ from flatsat.jobspec import JobKind, JobSpec
 from flatsat.outcome import Failed, Measured
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     import numpy as np
 
+    from flatsat.artifact import Artifact
+    from flatsat.compressors.candidate import Candidate
     from flatsat.compressors.layer_errors import LayerError
     from flatsat.outcome import Outcome
     from flatsat.targets.board import Session
@@ -77,6 +79,30 @@ def said(errors: tuple[LayerError, ...]) -> str:
     most = worst(errors)
     assert most is not None
     return f"no layer differs at once, the most {most.layer} (SQNR {most.sqnr_db:.1f} dB)"
+
+
+def int8_errors(candidate: Candidate, artifacts: Sequence[Artifact] | None = None) -> list[str]:
+    """Return in words what the int8 files' layers are off float, as far as the candidate tells.
+
+    Args:
+        candidate: perhaps with int8 files.
+        artifacts: of it, whose jumps alone are wanted; None tells all.
+    """
+    chosen = None if artifacts is None else {artifact.sha256 for artifact in artifacts}
+    lines = []
+    for entry in candidate.history:
+        ratios = {
+            e["layer"]: float(e["sqnr_db"]) for e in entry.get("layers", ()) if "sqnr_db" in e
+        }
+        if not ratios or (chosen is not None and entry.get("artifact") not in chosen):
+            continue
+        first = entry.get("culprit")
+        if first in ratios:
+            lines.append(f"int8's error jumps at layer {first} (SQNR {ratios[first]:.1f} dB)")
+        elif chosen is None:
+            least = min(ratios, key=ratios.__getitem__)
+            lines.append(f"no layer's error jumps; least SQNR {ratios[least]:.1f} dB at {least}")
+    return lines
 
 
 async def _compare(

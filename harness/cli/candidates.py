@@ -177,6 +177,8 @@ def candidates_table(found: list[Candidate]) -> Any:
 
 
 def _facts(candidate: Candidate) -> list[tuple[str, object]]:
+    from flatsat.harness.culprit import int8_errors
+
     cost = candidate.cost
     spent = [
         f"{cost[key]:,.0f} {words}"
@@ -189,6 +191,7 @@ def _facts(candidate: Candidate) -> list[tuple[str, object]]:
     ]
     steps = [str(entry.get("step", "")) for entry in candidate.history]
     accuracy = ", ".join(f"{percent(v)} on {k}" for k, v in candidate.accuracy_host.items())
+    int8 = "; ".join(int8_errors(candidate))
     return [
         ("name", candidate.name),
         ("role", candidate.role),
@@ -197,6 +200,7 @@ def _facts(candidate: Candidate) -> list[tuple[str, object]]:
         ("parameters", f"{count(candidate.params)}, {count(candidate.nonzeros)} non-zero"),
         ("MACs", count(candidate.macs)),
         ("accuracy", f"{accuracy} (host; no evidence of a board)" if accuracy else ""),
+        *([("int8", int8)] if int8 else []),
         ("cost", ", ".join(spent)),
         ("id", candidate.candidate_id),
         ("folder", candidate.folder),

@@ -99,6 +99,29 @@ def test_candidates_are_listed_and_shown(pair: Flatsat) -> None:
     assert "no candidate 'smal'" in pair("candidates", "show", "smal").error
 
 
+def test_the_layer_that_int8_gets_wrong_is_told(pair: Flatsat, tmp_path: Path) -> None:
+    for path in (tmp_path / "lab" / "candidates").glob("*/candidate.json"):
+        about = json.loads(path.read_text())
+        small = about["name"] == "small"
+        about["history"] = [
+            {
+                "step": "int8",
+                "artifact": about["artifacts"][0]["sha256"],
+                "layers": [
+                    {"layer": "/a/Conv", "sqnr_db": 38.0, "fall_db": 9.0},
+                    {"layer": "/b/Gemm", "sqnr_db": 4.2 if small else 37.0, "fall_db": 33.8},
+                ],
+                "culprit": "/b/Gemm" if small else None,
+            }
+        ]
+        path.write_text(json.dumps(about))
+    jump = "int8's error jumps at layer /b/Gemm (SQNR 4.2 dB)"
+    assert jump in pair("candidates", "show", "small").out
+    assert "least SQNR 37.0 dB at /b/Gemm" in pair("candidates", "show", "large").out
+    said = pair("compare", "large", "small", "--rounds", "2", "--no-accuracy", "--json")
+    assert json.loads(said.out)["notes"] == [f"small: {jump}"]
+
+
 def test_wrong_goldens_are_refused_on_import(
     flatsat: Flatsat, dense_file: Onnx, tmp_path: Path
 ) -> None:
