@@ -281,6 +281,8 @@ def test_a_deep_recipe_makes_two_artifacts_with_their_story(
     assert made.accuracy_host["validation"] > 0.85
     assert abs(made.accuracy_host["validation/int8"] - made.accuracy_host["validation"]) < 0.03
     assert made.history[-1]["top1_agreement_with_float"] > 0.97
+    assert made.history[-1]["culprit"] is None
+    assert min(layer["sqnr_db"] for layer in made.history[-1]["layers"]) > 20
     mask = made.masks()["fc1"]
     assert mask.shape == (300, 784)
     first = made.history[1]["rounds"][-1]["layers"][0]
