@@ -117,7 +117,7 @@ def main() -> None:
             "after training: no file's headers, and no entropy code. Equalisation folds batch "
             "norms, which saves their bytes.",
             "Levels at the minimum and maximum alone (1 bit) follow the two most extreme weights: "
-            "training with them can diverge or stay at chance, as in networks without batch norm here.",
+            "training with them can diverge or stay at chance, as here without batch norm.",
             "The survey's figure is 4 times smaller at 8 bits.",
         ),
         data=data,
