@@ -61,7 +61,7 @@ class Budget:
 
 BUDGETS: Mapping[str, Mapping[str, Budget]] = {
     "fashion": {
-        "resnet20": Budget(8_000, 8, 2.0),
+        "resnet20": Budget(6_000, 6, 2.0),
         "mobilenet-small": Budget(None, 5, 2.0),
         "lenet300": Budget(None, None, 2.0),
         "lenet5": Budget(None, None, 2.0),
