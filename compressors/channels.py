@@ -108,6 +108,9 @@ def find(groups: Iterable[ChannelGroup], name: str) -> ChannelGroup:
         return by_name[name]
     near = difflib.get_close_matches(name, by_name, n=1)
     hint = f"did you mean {near[0]!r}?" if near else "there are " + ", ".join(by_name)
+    for group in by_name.values():
+        if name in group.layers:
+            hint = f"its channels go with those of {group.name!r}: name that"
     raise RecipeError(f"the network has no channel group {name!r}", hint=hint)
 
 

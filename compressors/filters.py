@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import ClassVar, Self
 
 from pydantic import Field, model_validator
 
 from flatsat.compressors.base import Network, StepContext, StepParams
-from flatsat.compressors.channels import ChannelGroup, find, kept_count
+from flatsat.compressors.channels import find, kept_count
 from flatsat.compressors.graph import channel_groups, prune_network
 from flatsat.compressors.importance import l1, strongest
 from flatsat.compressors.layers import layers
-from flatsat.errors import RecipeError
+from flatsat.compressors.ratios import check_ratios, chosen, kinds_of, left_alone
 
 
 class L1FilterParams(StepParams):
@@ -35,10 +34,7 @@ class L1FilterParams(StepParams):
     def _one_choice(self) -> Self:
         if (self.ratio is None) == (self.keep is None):
             raise ValueError("give either ratio or keep")
-        ratios = self.ratio if isinstance(self.ratio, dict) else {"ratio": self.ratio or 0.0}
-        for name, value in ratios.items():
-            if not 0.0 <= value < 1.0:
-                raise ValueError(f"the ratio {value} of {name} is not in [0, 1)")
+        check_ratios(self.ratio)
         for name, value in (self.keep or {}).items():
             if not 0.0 < value <= 1.0:
                 raise ValueError(f"the preserve ratio {value} of {name} is not in (0, 1]")
@@ -72,10 +68,15 @@ class L1FilterPrune:
         """
         network.require_free(self.name)
         groups = channel_groups(network.module, network.input_shape)
-        kinds = {info.name: info.kind for info in layers(network.module, network.input_shape)}
+        kinds = kinds_of(layers(network.module, network.input_shape))
         keep: dict[str, tuple[int, ...]] = {}
         told: list[dict[str, object]] = []
-        for group, preserve in self._preserved(groups, kinds):
+        if self._params.keep is not None:
+            named = {find(groups, name).name: value for name, value in self._params.keep.items()}
+            preserved = [(group, named[group.name]) for group in groups if group.name in named]
+        else:
+            preserved = chosen(self.name, groups, kinds, self._params.ratio or 0.0)
+        for group, preserve in preserved:
             norms = l1(network.module, group)
             kept = strongest(norms, kept_count(group, preserve, self._params.round_to))
             keep[group.name] = kept
@@ -92,34 +93,7 @@ class L1FilterPrune:
             "step": self.name,
             "params": self._params.model_dump(mode="json"),
             "layers": told,
-            "left": {g.name: g.reason for g in groups if not g.prunable},
+            "left": left_alone(groups, keep, {}),
             "cost": {"train_steps": 0, "forward_passes": 0},
         }
         return prune_network(network, keep, entry, groups)
-
-    def _preserved(
-        self, groups: list[ChannelGroup], kinds: Mapping[str, str]
-    ) -> list[tuple[ChannelGroup, float]]:
-        """Return the groups to prune with the share to keep of each."""
-        if self._params.keep is not None:
-            named = {find(groups, name).name: value for name, value in self._params.keep.items()}
-            return [(group, named[group.name]) for group in groups if group.name in named]
-        ratio = self._params.ratio
-        if not isinstance(ratio, dict):
-            return [(group, 1.0 - (ratio or 0.0)) for group in groups if group.prunable]
-        for name in ratio:
-            if name not in ("conv", "fc"):
-                find(groups, name)
-            elif name not in {kinds[group.name] for group in groups}:
-                raise RecipeError(
-                    f"{self.name}: the network has no layer of kind {name!r}",
-                    hint=f"its kinds are {', '.join(sorted(set(kinds.values())))}",
-                )
-        chosen: list[tuple[ChannelGroup, float]] = []
-        for group in groups:
-            # A kind means the groups that can be pruned; a name insists on its group.
-            by_kind = ratio.get(kinds[group.name]) if group.prunable else None
-            value = ratio.get(group.name, by_kind)
-            if value is not None:
-                chosen.append((group, 1.0 - value))
-        return chosen

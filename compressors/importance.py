@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -19,6 +21,17 @@ def l1(module: nn.Module, group: ChannelGroup, side: str = "out") -> Tensor:
             of a residual sum, here all of them count). "in": weights of all consumers that read the
             channel (He et al. 2018, public code).
     """
+    return _summed(module, group, side, torch.abs)
+
+
+def l2(module: nn.Module, group: ChannelGroup, side: str = "out") -> Tensor:
+    """Return the L2 norm of the weights at each channel of `group`; see `l1`."""
+    return _summed(module, group, side, torch.square).sqrt()
+
+
+def _summed(
+    module: nn.Module, group: ChannelGroup, side: str, measure: Callable[[Tensor], Tensor]
+) -> Tensor:
     total = torch.zeros(group.channels, dtype=torch.float64)
     weighted = group.layers if side == "out" else group.consumers
     for slot in group.slots:
@@ -26,11 +39,11 @@ def l1(module: nn.Module, group: ChannelGroup, side: str = "out") -> Tensor:
             continue
         part = module.get_submodule(slot.layer)
         _, dim, length = tensors_of(part, side)[0]
-        weight: Tensor = part.weight.detach().double().abs()  # type: ignore[operator]
-        norms = weight.movedim(dim, 0).flatten(1).sum(1)
+        weight: Tensor = part.weight.detach().double()  # type: ignore[operator]
+        sizes = measure(weight).movedim(dim, 0).flatten(1).sum(1)
         # On the input side of a grouped convolution the groups share one axis.
         index = torch.tensor(slot.index) % length
-        total += norms[index].sum(1)
+        total += sizes[index].sum(1)
     return total
 
 

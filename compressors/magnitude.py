@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
-from torch.nn.modules.dropout import _DropoutNd
 
 from flatsat.compressors.base import Network, StepContext, StepParams
 from flatsat.compressors.dead import Cleared, clear_dead
+from flatsat.compressors.dropout import connections, dropout_rates, scale_dropout
 from flatsat.compressors.graph import ChannelGroup, channel_groups, prune_network
-from flatsat.compressors.layers import LayerInfo, calls, layers, weight_of
+from flatsat.compressors.layers import LayerInfo, layers, weight_of
 from flatsat.compressors.train import TrainParams, retrain
 from flatsat.errors import RecipeError
 
@@ -130,8 +129,8 @@ class MagnitudePrune:
         if params.remove_dead != "keep":
             groups = channel_groups(network.module, network.input_shape)
         current = replace(network, module=copy.deepcopy(network.module))
-        start = {info.name: _kept(network, info.name) for info in infos}
-        rates = _dropout_rates(current.module, network.input_shape)
+        start = {info.name: connections(network, info.name) for info in infos}
+        rates = dropout_rates(current.module, network.input_shape)
         rounds: list[dict[str, object]] = []
         steps = 0
         cleared: Cleared | None = None
@@ -145,7 +144,7 @@ class MagnitudePrune:
                 if params.remove_dead != "keep":
                     cleared = clear_dead(current.module, current.masks, network.input_shape, groups)
                     current = replace(current, module=cleared.module, masks=cleared.masks)
-                _scale_dropout(current, rates, start)
+                scale_dropout(current, rates, start)
                 told: dict[str, object] = {
                     "phase": phase,
                     "round": number,
@@ -160,7 +159,7 @@ class MagnitudePrune:
             "step": self.name,
             "params": params.model_dump(mode="json"),
             "layers": [
-                replace(final[info.name], kept=_kept(current, info.name)).to_json()
+                replace(final[info.name], kept=connections(current, info.name)).to_json()
                 for info in infos
                 if info.name in final
             ],
@@ -290,33 +289,6 @@ def _largest(size: Tensor, share: float) -> Tensor:
     gone = round(share * size.numel())
     kept[torch.sort(size, stable=True).indices[:gone]] = False
     return kept
-
-
-def _kept(network: Network, layer: str) -> int:
-    """Return how many of a layer's weights are not masked."""
-    mask = network.masks.get(f"{layer}.weight")
-    return weight_of(network.module, layer).numel() if mask is None else int(mask.sum())
-
-
-def _dropout_rates(module: nn.Module, input_shape: tuple[int, ...]) -> list[tuple[str, float, str]]:
-    """Return (dropout, its rate, the weighted layer that it follows) in order of execution."""
-    found: list[tuple[str, float, str]] = []
-    before = ""
-    for call in calls(module, input_shape, (_ConvNd, nn.Linear, _DropoutNd)):
-        if not isinstance(call.module, _DropoutNd):
-            before = call.name
-        elif before:
-            found.append((call.name, call.module.p, before))
-    return found
-
-
-def _scale_dropout(
-    network: Network, rates: Sequence[tuple[str, float, str]], start: Mapping[str, int]
-) -> None:
-    for name, rate, layer in rates:
-        dropout = network.module.get_submodule(name)
-        assert isinstance(dropout, _DropoutNd)
-        dropout.p = rate * math.sqrt(_kept(network, layer) / start[layer])
 
 
 def _dead(cleared: Cleared, groups: Sequence[ChannelGroup]) -> list[dict[str, object]]:

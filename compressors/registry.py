@@ -60,6 +60,13 @@ _STEPS = (
         "remove the filters of least L1 norm with all that is coupled to them (Li et al. 2017)",
     ),
     StepEntry(
+        "neuron-prune",
+        "transform",
+        "neurons:NeuronPrune",
+        "remove the least worthy neurons of dense layers, retrain the rest (Han et al. 2015)",
+        needs=("train",),
+    ),
+    StepEntry(
         "channel-prune",
         "transform",
         "channel_policy:ChannelPrune",
