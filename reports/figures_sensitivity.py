@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from flatsat.reports import words
 from flatsat.reports.figures import Figure, axis, base_layout
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 _DASHES = ("solid", "dash", "dot", "dashdot")
 _SERIES = 8
+_ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
@@ -23,13 +24,15 @@ class SensitivityCurve:
     Attributes:
         layer: its name.
         weights: how many it has.
-        points: (share pruned in [0, 1], accuracy in [0, 1]) with all other layers dense, by rising
-            share.
+        points: (value, accuracy in [0, 1]) with all other layers dense, from mild to hard: by
+            rising share pruned, in [0, 1], or by falling bits.
+        coupled: other layers that lose channels with it.
     """
 
     layer: str
     weights: int
     points: tuple[tuple[float, float], ...]
+    coupled: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,12 @@ class SensitivityScan:
         dense: accuracy of the dense network on the same images.
         curves: one a layer, in the order of execution.
         skipped: (layer, why) of those that the method can't treat.
+        unit: what the values of the points are: the share of weights or channels that is pruned, or
+            bits a weight.
+        what: that is pruned: "weights" or "channels".
+        metric: "accuracy", or "agreement" with the dense network.
+        together: what is left with every layer at its room at once: (loss allowed each, accuracy).
+        recipe: a step of a recipe that does that, as TOML, or "".
     """
 
     network: str
@@ -52,19 +61,27 @@ class SensitivityScan:
     dense: float
     curves: tuple[SensitivityCurve, ...]
     skipped: tuple[tuple[str, str], ...] = ()
+    unit: Literal["share", "bits"] = "share"
+    what: str = "weights"
+    metric: str = "accuracy"
+    together: tuple[float, float] | None = None
+    recipe: str = ""
 
 
 def sensitivity(scan: SensitivityScan) -> Figure | None:
-    """Return accuracy over the share pruned, a line a layer; None without any point."""
+    """Return accuracy over the share pruned or over bits, a line a layer; None without a point."""
     shown = [curve for curve in scan.curves if curve.points]
     if not shown:
         return None
+    bits = scan.unit == "bits"
+    scale = 1 if bits else 100
+    at = "%{x} bits" if bits else "%{x:.0f} % pruned"
     data: list[dict[str, Any]] = [
         {
             "type": "scatter",
             "mode": "lines+markers",
             "name": html.escape(curve.layer),
-            "x": [100 * share for share, _ in curve.points],
+            "x": [scale * value for value, _ in curve.points],
             "y": [100 * accuracy for _, accuracy in curve.points],
             "line": {
                 "color": f"var(--series-{i % _SERIES})",
@@ -74,50 +91,53 @@ def sensitivity(scan: SensitivityScan) -> Figure | None:
             },
             "marker": {"size": 6},
             "hovertemplate": f"<b>{html.escape(curve.layer)}</b>, {words.count(curve.weights)} "
-            "weights<br>%{x:.0f} % pruned: %{y:.2f} %<extra></extra>",
+            f"weights<br>{at}: %{{y:.2f}} %<extra></extra>",
         }
         for i, curve in enumerate(shown)
     ]
-    last = 100 * max(share for curve in shown for share, _ in curve.points)
+    values = [scale * value for curve in shown for value, _ in curve.points]
     data.append(
         {
             "type": "scatter",
             "mode": "lines",
             "name": "dense network",
-            "x": [0, last],
+            "x": [max(values), min(values)] if bits else [0, max(values)],
             "y": [100 * scan.dense] * 2,
             "line": {"color": "var(--ink-3)", "width": 1.5, "dash": "dot"},
             "hoverinfo": "skip",
         }
     )
+    if bits:
+        across = axis("bits a weight of the layer", autorange="reversed", dtick=1)
+    else:
+        across = axis(f"{scan.what} of the layer pruned (%)", rangemode="tozero")
+    said = "bits a weight" if bits else "the share pruned"
     return {
         "data": data,
         "layout": base_layout(
-            xaxis=axis("weights of the layer pruned (%)", rangemode="tozero"),
-            yaxis=axis(f"accuracy on {scan.split} (%)"),
-            height=460,
+            xaxis=across, yaxis=axis(f"{scan.metric} on {scan.split} (%)"), height=460
         ),
-        "alt": f"Accuracy over the share pruned of each of {len(shown)} layers, the others dense; "
-        "the table has the figures.",
+        "alt": f"{scan.metric.capitalize()} over {said} of each of {len(shown)} layers, the others "
+        "dense; the table has the figures.",
     }
 
 
 def tolerated(curve: SensitivityCurve, dense: float, loss: float) -> float | None:
-    """Return the largest share pruned up to which accuracy never fell more than `loss`.
+    """Return the hardest value up to which accuracy never fell more than `loss`.
 
     Args:
         curve: of a layer.
         dense: accuracy of the dense network, in [0, 1].
-        loss: in [0, 1].
+        loss: in [0, 1]; a fall of just so much is within it.
 
     Returns:
-        A share in [0, 1] that was tried, None where none holds.
+        A value that was tried, None where none holds.
     """
     held: float | None = None
-    for share, accuracy in curve.points:
-        if dense - accuracy > loss:
+    for value, accuracy in curve.points:
+        if dense - accuracy > loss + _ROUNDING:
             break
-        held = share
+        held = value
     return held
 
 
@@ -126,18 +146,22 @@ def sensitivity_html(scan: SensitivityScan) -> str:
     from flatsat.reports.pages import page_html
 
     figure = sensitivity(scan)
-    shares = sorted({share for curve in scan.curves for share, _ in curve.points})
+    values = sorted(
+        {value for curve in scan.curves for value, _ in curve.points}, reverse=scan.unit == "bits"
+    )
     rows = [
-        (curve, [dict(curve.points).get(share) for share in shares], [
-            tolerated(curve, scan.dense, loss) for loss in _LOSSES
-        ])
+        (
+            curve,
+            [dict(curve.points).get(value) for value in values],
+            [tolerated(curve, scan.dense, loss) for loss in _LOSSES],
+        )
         for curve in scan.curves
-    ]  # fmt: skip
+    ]
     return page_html(
         "sensitivity.html",
         {} if figure is None else {"sensitivity": {"": figure}},
         scan=scan,
-        shares=shares,
+        values=values,
         losses=_LOSSES,
         rows=rows,
     )

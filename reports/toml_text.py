@@ -25,7 +25,7 @@ def _table(lines: list[str], path: tuple[str, ...], table: Mapping[str, object])
     held = {key: part for key, part in table.items() if part is not None}
     for key, part in held.items():
         if not isinstance(part, Mapping) and not _is_tables(part):
-            lines.append(f"{_key(key)} = {_inline(part)}")
+            lines.append(f"{_key(key)} = {inline(part)}")
     for key, part in held.items():
         below = (*path, key)
         name = ".".join(_key(k) for k in below)
@@ -57,7 +57,12 @@ def _text(text: str) -> str:
     return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
-def _inline(value: object) -> str:
+def inline(value: object) -> str:
+    """Return a value on one line, a mapping as an inline table.
+
+    Raises:
+        TypeError: a value that TOML does not know.
+    """
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, int):
@@ -69,8 +74,8 @@ def _inline(value: object) -> str:
     if isinstance(value, str):
         return _text(value)
     if isinstance(value, (list, tuple)):
-        return "[" + ", ".join(_inline(part) for part in value if part is not None) + "]"
+        return "[" + ", ".join(inline(part) for part in value if part is not None) + "]"
     if isinstance(value, Mapping):
-        parts = (f"{_key(k)} = {_inline(v)}" for k, v in value.items() if v is not None)
+        parts = (f"{_key(k)} = {inline(v)}" for k, v in value.items() if v is not None)
         return "{ " + ", ".join(parts) + " }" if value else "{}"
     raise TypeError(f"TOML has no {type(value).__name__}")

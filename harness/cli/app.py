@@ -16,6 +16,7 @@ from flatsat.harness.cli import (
     judge,
     measure,
     runs,
+    sensitivity,
     work,
 )
 from flatsat.harness.cli.examples import examples, prose
@@ -77,5 +78,5 @@ def _start(
     ctx.obj = Options(lab=lab, debug=debug, quiet=quiet)
 
 
-for module in (work, measure, decode, judge, runs, candidates, boards, catalogue):
+for module in (work, sensitivity, measure, decode, judge, runs, candidates, boards, catalogue):
     module.register(app)

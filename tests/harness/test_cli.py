@@ -24,6 +24,7 @@ VERBS = [
     ["compress"],
     ["run"],
     ["search"],
+    ["sensitivity"],
     ["measure"],
     ["compare"],
     ["validate"],

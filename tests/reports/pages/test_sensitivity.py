@@ -30,7 +30,10 @@ def test_layers_beyond_the_colours_are_told_apart_by_dashes(scan):
     assert len({(line["color"], line["dash"]) for line in lines}) == 20
 
 
-@pytest.mark.parametrize(("loss", "share"), [(0.003, 0.0), (0.005, 0.5), (0.5, 0.9)])
+# 0.97 - 0.966 is a little more than 0.004 in binary.
+@pytest.mark.parametrize(
+    ("loss", "share"), [(0.003, 0.0), (0.004, 0.5), (0.005, 0.5), (0.37, 0.9), (0.5, 0.9)]
+)
 def test_room_ends_where_accuracy_first_falls_too_far(scan, loss, share):
     assert tolerated(scan.curves[0], scan.dense, loss) == share
 
@@ -54,3 +57,31 @@ def test_a_scan_without_points_has_a_page_without_a_figure(scan):
     bare = replace(scan, curves=())
     assert sensitivity(bare) is None
     assert 'id="plotly"' not in sensitivity_html(bare)
+
+
+def test_bits_run_from_many_to_few(scan):
+    curves = (replace(scan.curves[0], points=((8, 0.97), (4, 0.968), (1, 0.5)), coupled=("c2",)),)
+    bits = replace(scan, curves=curves, unit="bits", method="min/max quantisation")
+    figure = sensitivity(bits)
+    assert figure["data"][0]["x"] == [8, 4, 1]
+    assert figure["layout"]["xaxis"]["autorange"] == "reversed"
+    assert [tolerated(curves[0], 0.97, loss) for loss in (0.001, 0.002, 0.5)] == [8, 4, 1]
+    text = sensitivity_html(bits)
+    for said in ("How few bits", "8 bits", "1 bit<", "with c2"):
+        assert said in text, said
+
+
+def test_a_page_ends_with_the_step_that_gives_each_layer_its_room(scan):
+    assert "As a step of a recipe" not in sensitivity_html(scan)
+    advised = replace(scan, together=(0.01, 0.953), recipe='sparsity = { "a.b" = 0.5 }')
+    text = sensitivity_html(advised)
+    for said in ("at most 1 point.", "leave 95.3", "{ &#34;a.b&#34; = 0.5 }"):
+        assert said in text, said
+
+
+def test_agreement_is_not_called_accuracy(scan):
+    agreement = replace(scan, metric="agreement")
+    assert (
+        sensitivity(agreement)["layout"]["yaxis"]["title"]["text"] == "agreement on validation (%)"
+    )
+    assert "accuracy on" not in sensitivity_html(agreement)
