@@ -4,21 +4,30 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal, Self
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
-import torch
 from pydantic import Field, model_validator
-from torch import Tensor, nn
 
 from flatsat.compressors.base import Network, StepContext, StepParams
 from flatsat.compressors.dead import Cleared, clear_dead
 from flatsat.compressors.dropout import connections, dropout_rates, scale_dropout
 from flatsat.compressors.graph import ChannelGroup, channel_groups, prune_network
 from flatsat.compressors.layers import LayerInfo, layers, weight_of
+from flatsat.compressors.ratios import NOT_NAMED, by_layer, kinds_of
+from flatsat.compressors.selection import (
+    largest_of_all,
+    largest_of_each,
+    magnitudes,
+    require_some,
+    threshold,
+)
 from flatsat.compressors.train import TrainParams, retrain
 from flatsat.errors import RecipeError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 PerLayer = dict[str, float]
 
@@ -33,7 +42,8 @@ class MagnitudeParams(StepParams):
         quality: threshold = quality x standard deviation of the layer's weights.
         sparsity: share of the layer's weights that is zero in the end, in [0, 1); one number for
             all layers, or a table.
-        global_sparsity: share of all weights together, smallest first whatever their layer.
+        global_sparsity: share of all weights together, smallest first whatever their layer; in a
+            phase of one kind, of the weights of that kind.
         rounds: prune and retrain so often, within each phase.
         phases: kinds that are pruned, phase after phase: ["conv", "fc"] prunes and retrains the
             convolutions first; "both" takes all layers at once.
@@ -124,7 +134,8 @@ class MagnitudePrune:
         network.require_free(self.name)
         params = self._params
         infos = layers(network.module, network.input_shape)
-        self._check_names(infos)
+        kinds = kinds_of(infos)
+        wanted, left = self._wanted(infos, kinds)
         groups: list[ChannelGroup] = []
         if params.remove_dead != "keep":
             groups = channel_groups(network.module, network.input_shape)
@@ -136,9 +147,9 @@ class MagnitudePrune:
         cleared: Cleared | None = None
         final: dict[str, _Pruned] = {}
         for phase in params.phases:
-            chosen = [info for info in infos if phase in ("both", _kind(info))]
+            values = {n: v for n, v in wanted.items() if phase in ("both", kinds[n])}
             for number in range(1, params.rounds + 1):
-                pruned, masks = self._prune(current, chosen, number)
+                pruned, masks = self._prune(current, values, number)
                 final.update({layer.name: layer for layer in pruned})
                 current = replace(current, masks=masks)
                 if params.remove_dead != "keep":
@@ -151,7 +162,7 @@ class MagnitudePrune:
                     "layers": [layer.to_json() for layer in pruned],
                 }
                 if params.epochs > 0:
-                    module, stats = self._retrain(current, ctx, phase, infos, len(rounds))
+                    module, stats = self._retrain(current, ctx, phase, kinds, len(rounds))
                     current = replace(current, module=module)
                     steps += stats
                 rounds.append(told)
@@ -163,6 +174,7 @@ class MagnitudePrune:
                 for info in infos
                 if info.name in final
             ],
+            "left": left,
             "rounds": rounds,
             "dropout": {name: current.module.get_submodule(name).p for name, _, _ in rates},
             "cost": {"train_steps": steps, "forward_passes": 0},
@@ -174,84 +186,71 @@ class MagnitudePrune:
                 return prune_network(replace(current, history=network.history), keep, entry, groups)
         return network.after(current.module, entry, masks=current.masks)
 
-    def _check_names(self, infos: Sequence[LayerInfo]) -> None:
-        known = {"conv", "fc", *(info.name for info in infos)}
+    def _wanted(
+        self, infos: Sequence[LayerInfo], kinds: Mapping[str, str]
+    ) -> tuple[dict[str, float], dict[str, str]]:
+        """Return layer -> its quality or sparsity, and layer -> why it stays as it is."""
         params = self._params
-        for table in (params.quality, params.sparsity):
-            for name in table if isinstance(table, dict) else ():
-                if name not in known:
-                    raise RecipeError(
-                        f"{self.name}: the network has no layer {name!r}",
-                        hint=f"there are {', '.join(info.name for info in infos)}",
-                    )
-        if not any(self._value(info) is not None for info in infos):
-            raise RecipeError(f"{self.name} would prune no layer", hint="name one that there is")
-
-    def _value(self, info: LayerInfo) -> float | None:
-        """Return the layer's quality or sparsity, or None where it is not pruned."""
-        params = self._params
-        table = params.quality if params.quality is not None else params.sparsity
-        if isinstance(table, dict):
-            return table.get(info.name, table.get(_kind(info)))
-        return table if table is not None else params.global_sparsity
+        table: float | PerLayer = params.global_sparsity or 0.0
+        if params.quality is not None:
+            table = params.quality
+        elif params.sparsity is not None:
+            table = params.sparsity
+        named = by_layer(self.name, infos, table)
+        wanted = {n: v for n, v in named.items() if {"both", kinds[n]} & set(params.phases)}
+        if not wanted:
+            raise RecipeError(
+                f"{self.name} would prune no layer",
+                hint=f"its phases are {', '.join(params.phases)}; the network's layers are "
+                + ", ".join(f"{name} ({kind})" for name, kind in kinds.items()),
+            )
+        why = {n: "no phase is for its kind" if n in named else NOT_NAMED for n in kinds}
+        return wanted, {name: reason for name, reason in why.items() if name not in wanted}
 
     def _prune(
-        self, network: Network, chosen: Sequence[LayerInfo], number: int
+        self, network: Network, wanted: Mapping[str, float], number: int
     ) -> tuple[list[_Pruned], dict[str, Tensor]]:
         """Prune one round in place; return what it did and all masks."""
         masks = dict(network.masks)
         told: list[_Pruned] = []
-        for name, (kept, threshold) in self._chosen(network, chosen, number).items():
-            count = int(kept.sum())
-            if count == 0:
-                raise RecipeError(
-                    f"{self.name} would prune all of {name}", hint="lower its quality or sparsity"
-                )
+        for name, (kept, reached) in self._chosen(network, wanted, number).items():
+            masks[f"{name}.weight"] = require_some(self.name, name, kept)
             network.module.get_parameter(f"{name}.weight").data.masked_fill_(~kept, 0.0)
-            masks[f"{name}.weight"] = kept
-            told.append(_Pruned(name, threshold, count, kept.numel()))
+            told.append(_Pruned(name, reached, int(kept.sum()), kept.numel()))
         return told, masks
 
     def _chosen(
-        self, network: Network, chosen: Sequence[LayerInfo], number: int
+        self, network: Network, wanted: Mapping[str, float], number: int
     ) -> dict[str, tuple[Tensor, float]]:
         """Return, by layer, which weights stay and the threshold that they reach."""
         params = self._params
-        wanted = {i.name: v for i in chosen if (v := self._value(i)) is not None}
-        sizes = {name: _magnitudes(network, name) for name in wanted}
+        sizes = {
+            name: magnitudes(weight_of(network.module, name), network.masks.get(f"{name}.weight"))
+            for name in wanted
+        }
         if params.quality is not None:
             cuts = {
                 name: quality * float(weight_of(network.module, name).double().std(correction=0))
                 for name, quality in wanted.items()
             }
             return {n: ((sizes[n] >= cut) & (sizes[n] >= 0.0), cut) for n, cut in cuts.items()}
+        shares = {n: _share(value, number, params.rounds) for n, value in wanted.items()}
         if params.global_sparsity is not None:
-            together = torch.cat([size.flatten() for size in sizes.values()])
-            keeps = _largest(together, _share(params.global_sparsity, number, params.rounds))
-            lengths = [size.numel() for size in sizes.values()]
-            flat = dict(zip(sizes, torch.split(keeps, lengths), strict=True))
+            kept = largest_of_all(sizes, next(iter(shares.values()), 0.0))
         else:
-            flat = {
-                name: _largest(sizes[name].flatten(), _share(share, number, params.rounds))
-                for name, share in wanted.items()
-            }
-        kept = {n: flat[n].view_as(size) & (size >= 0.0) for n, size in sizes.items()}
-        return {n: (k, float(sizes[n][k].min()) if bool(k.any()) else 0.0) for n, k in kept.items()}
+            kept = largest_of_each(sizes, shares)
+        return {name: (kept[name], threshold(size, kept[name])) for name, size in sizes.items()}
 
     def _retrain(
         self,
         network: Network,
         ctx: StepContext,
         phase: str,
-        infos: Sequence[LayerInfo],
+        kinds: Mapping[str, str],
         number: int,
     ) -> tuple[nn.Module, int]:
         params = self._params
-        still = [
-            info.name
-            for info in infos
-            if params.freeze and phase != "both" and _kind(info) != phase
-        ]
+        still = [n for n, kind in kinds.items() if params.freeze and phase not in ("both", kind)]
         module, stats = retrain(
             network,
             ctx,
@@ -267,28 +266,9 @@ class MagnitudePrune:
         return module, stats.steps
 
 
-def _kind(info: LayerInfo) -> str:
-    return "fc" if info.kind == "fc" else "conv"
-
-
 def _share(value: float, number: int, rounds: int) -> float:
     """Return the share pruned after round `number`: the kept share falls geometrically."""
     return value if number == rounds else 1.0 - (1.0 - value) ** (number / rounds)
-
-
-def _magnitudes(network: Network, layer: str) -> Tensor:
-    """Return |w| in float64, with -1 where a mask has dropped the weight already."""
-    size = weight_of(network.module, layer).double().abs()
-    mask = network.masks.get(f"{layer}.weight")
-    return size if mask is None else size.masked_fill(~mask, -1.0)
-
-
-def _largest(size: Tensor, share: float) -> Tensor:
-    """Return bool (n,): false for exactly round(share x n) smallest; of ties the earlier go."""
-    kept = torch.ones(size.numel(), dtype=torch.bool)
-    gone = round(share * size.numel())
-    kept[torch.sort(size, stable=True).indices[:gone]] = False
-    return kept
 
 
 def _dead(cleared: Cleared, groups: Sequence[ChannelGroup]) -> list[dict[str, object]]:

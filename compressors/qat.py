@@ -21,7 +21,7 @@ from flatsat.compressors.linear_quant import (
     layer_entry,
     place_quantisers,
 )
-from flatsat.compressors.train import TrainParams, retrain
+from flatsat.compressors.train import TrainParams, retrain, steps_of
 from flatsat.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -145,10 +145,7 @@ class QuantiseAwareTrain:
         weights = _Weights(observed, {n: self._bits(n) for n in chosen}, params, start.masks)
         weights.place(observed)
         if params.activations is not None:
-            steps = max(
-                1, round(params.epochs * (len(ctx.train) // min(params.batch, len(ctx.train))))
-            )
-            delay = round(params.delay * steps)
+            delay = round(params.delay * steps_of(params, ctx))
             kinds = [_Observer(params.activations, params.ema, delay) for _ in (*chosen, "")]
             place_quantisers(observed, dict(zip(chosen, kinds, strict=False)), kinds[-1])
         trained, stats = retrain(

@@ -1,7 +1,8 @@
-"""Which share of its channels a group loses: one number, or a table by kind and name."""
+"""What a recipe gives layers: one number for all, or a table by kind and name."""
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from flatsat.compressors.layers import LayerInfo
 
 KINDS = ("conv", "fc")
+NOT_NAMED = "the recipe doesn't name it"
 
 
 def check_ratios(ratio: float | Mapping[str, float] | None) -> None:
@@ -28,6 +30,32 @@ def check_ratios(ratio: float | Mapping[str, float] | None) -> None:
 def kinds_of(infos: Sequence[LayerInfo]) -> dict[str, str]:
     """Return layer -> "fc" or "conv"; a transposed convolution is one of the latter."""
     return {info.name: "fc" if info.kind == "fc" else "conv" for info in infos}
+
+
+def by_layer(
+    step: str, infos: Sequence[LayerInfo], value: float | Mapping[str, float]
+) -> dict[str, float]:
+    """Return layer -> its number, in the order of execution; others are not in it.
+
+    Args:
+        step: name of the step, for messages.
+        infos: the network's layers.
+        value: one number for all, or a table whose keys are kinds and layers; a layer's own name
+            beats its kind.
+
+    Raises:
+        RecipeError: the table names a layer that there is not.
+    """
+    if not isinstance(value, Mapping):
+        return {info.name: value for info in infos}
+    kinds = kinds_of(infos)
+    for name in value:
+        if name not in KINDS and name not in kinds:
+            near = difflib.get_close_matches(name, kinds, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(kinds)}"
+            raise RecipeError(f"{step}: the network has no layer {name!r}", hint=hint)
+    found = {name: value.get(name, value.get(kind)) for name, kind in kinds.items()}
+    return {name: number for name, number in found.items() if number is not None}
 
 
 def chosen(
@@ -82,7 +110,7 @@ def left_alone(
         otherwise: reason for a group that could have been pruned, by its name.
     """
     return {
-        layer: group.reason or otherwise.get(group.name, "the recipe doesn't name it")
+        layer: group.reason or otherwise.get(group.name, NOT_NAMED)
         for group in groups
         if group.name not in pruned
         for layer in group.layers

@@ -54,6 +54,13 @@ _STEPS = (
         needs=("train",),
     ),
     StepEntry(
+        "gradual-prune",
+        "transform",
+        "gradual:GradualPrune",
+        "raise the sparsity during training by a cubic schedule (Zhu and Gupta 2017)",
+        needs=("train",),
+    ),
+    StepEntry(
         "l1-filter-prune",
         "transform",
         "filters:L1FilterPrune",

@@ -141,6 +141,12 @@ def retrain(
     return module, stats
 
 
+def steps_of(params: TrainParams, ctx: StepContext) -> int:
+    """Return how many optimiser steps `retrain` makes (see `flatsat.datasets.fit.fit`)."""
+    images = len(ctx.train)
+    return max(1, round(params.epochs * (images // max(1, min(params.batch, images)))))
+
+
 def hold(module: nn.Module, masks: Mapping[str, Tensor]) -> Callable[[nn.Module], None]:
     """Return a function that sets the masked weights of `module` to exactly zero.
 

@@ -265,6 +265,35 @@ def test_pruning_a_whole_layer_is_refused(blobs):
         prune(small(), blobs(SHAPE), quality={"7": 50.0})
 
 
+def test_a_global_share_in_phases_is_that_of_each_kind(blobs):
+    net = small()
+    pruned = prune(
+        net, blobs(SHAPE), global_sparsity=0.6, phases=["conv", "fc"], epochs=0, remove_dead="keep"
+    )
+    for names in (("0", "2"), ("7", "10")):
+        sizes = {n: net.get_parameter(f"{n}.weight").detach().abs() for n in names}
+        together = torch.cat([size.flatten() for size in sizes.values()]).sort().values
+        first_kept = together[round(0.6 * len(together))]
+        for name, size in sizes.items():
+            assert torch.equal(pruned.masks[f"{name}.weight"], size >= first_kept)
+
+
+def test_layers_that_stay_dense_are_told(blobs):
+    pruned = prune(small(), blobs(SHAPE), sparsity={"conv": 0.5, "7": 0.5}, phases=["fc"], epochs=0)
+    assert [layer["name"] for layer in pruned.history[0]["layers"]] == ["7"]
+    assert pruned.history[0]["left"] == {
+        "0": "no phase is for its kind",
+        "2": "no phase is for its kind",
+        "10": "the recipe doesn't name it",
+    }
+
+
+def test_phases_without_a_layer_are_refused():
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 4)).eval()
+    with pytest.raises(RecipeError, match="would prune no layer"):
+        prune(net, None, sparsity=0.5, phases=["conv"])
+
+
 def test_unknown_layers_are_refused(blobs):
     with pytest.raises(RecipeError, match="no layer 'fc9'"):
         prune(small(), blobs(SHAPE), quality={"fc9": 1.0})

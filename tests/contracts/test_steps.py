@@ -42,6 +42,7 @@ SIDE = 16
 CLASSES = 4
 EXAMPLES: dict[str, dict[str, Any]] = {
     "magnitude-prune": {"sparsity": 0.6, "epochs": 1},
+    "gradual-prune": {"final_sparsity": 0.6, "frequency": 1, "epochs": 4, "batch": 32},
     "l1-filter-prune": {"ratio": 0.4},
     "neuron-prune": {"ratio": {"fc": 0.5, "conv": 0.2}, "criterion": "activation", "epochs": 1},
     "channel-prune": {"keep": {"conv1": 0.5}, "batches": 2},

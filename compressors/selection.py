@@ -1,0 +1,72 @@
+"""Which weights stay by magnitude: the largest of each layer, or of all layers together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from flatsat.errors import RecipeError
+
+
+def magnitudes(weight: Tensor, mask: Tensor | None) -> Tensor:
+    """Return |w| in float64, with -1 where a mask has dropped the weight already."""
+    size = weight.detach().double().abs()
+    return size if mask is None else size.masked_fill(~mask, -1.0)
+
+
+def largest_of_each(sizes: Mapping[str, Tensor], shares: Mapping[str, float]) -> dict[str, Tensor]:
+    """Return, by layer, which weights stay when each layer loses its own share.
+
+    Exactly round(share x n) of a layer's n weights are dropped, smallest first, those dropped
+    before among them; of equal ones the earlier go.
+
+    Args:
+        sizes: `magnitudes` by layer, of any shape.
+        shares: of the weights to drop, in [0, 1), by layer.
+    """
+    kept = {name: _largest(size.flatten(), shares[name]) for name, size in sizes.items()}
+    return {name: kept[name].view(size.shape) & (size >= 0.0) for name, size in sizes.items()}
+
+
+def largest_of_all(sizes: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
+    """Return, by layer, which weights stay when all layers together lose a share.
+
+    As `largest_of_each`, with one threshold: of equal weights those of earlier layers go.
+    """
+    if not sizes:
+        return {}
+    kept = _largest(torch.cat([size.flatten() for size in sizes.values()]), share)
+    parts = torch.split(kept, [size.numel() for size in sizes.values()])
+    return {
+        name: part.view(size.shape) & (size >= 0.0)
+        for (name, size), part in zip(sizes.items(), parts, strict=True)
+    }
+
+
+def threshold(size: Tensor, kept: Tensor) -> float:
+    """Return the smallest magnitude that stays, 0 where none does."""
+    return float(size[kept].min()) if bool(kept.any()) else 0.0
+
+
+def require_some(step: str, layer: str, kept: Tensor) -> Tensor:
+    """Return `kept`, unless a layer would lose all its weights.
+
+    Raises:
+        RecipeError: it would.
+    """
+    if not bool(kept.any()):
+        raise RecipeError(
+            f"{step} would prune all of {layer}",
+            hint=f"ask for less, or give {layer} a value of its own",
+        )
+    return kept
+
+
+def _largest(size: Tensor, share: float) -> Tensor:
+    """Return bool (n,): false for exactly round(share x n) smallest; of ties the earlier go."""
+    kept = torch.ones(size.numel(), dtype=torch.bool)
+    gone = round(share * size.numel())
+    kept[torch.sort(size, stable=True).indices[:gone]] = False
+    return kept
