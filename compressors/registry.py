@@ -74,6 +74,13 @@ _STEPS = (
         needs=("train",),
     ),
     StepEntry(
+        "agent-prune",
+        "transform",
+        "agents:AgentPrune",
+        "let an agent a layer learn which filters can go within a drop bound (Huang et al. 2018)",
+        needs=("train", "validation"),
+    ),
+    StepEntry(
         "channel-prune",
         "transform",
         "channel_policy:ChannelPrune",

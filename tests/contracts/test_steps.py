@@ -45,6 +45,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "gradual-prune": {"final_sparsity": 0.6, "frequency": 1, "epochs": 4, "batch": 32},
     "l1-filter-prune": {"ratio": 0.4},
     "neuron-prune": {"ratio": {"fc": 0.5, "conv": 0.2}, "criterion": "activation", "epochs": 1},
+    "agent-prune": {"b": 20, "samples": 2, "iterations": 2, "tune_epochs": 0, "epochs": 1},
     "channel-prune": {"keep": {"conv1": 0.5}, "batches": 2},
     "fine-tune": {"epochs": 1},
     "narrow": {"macs_ratio": 0.5},
