@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from flatsat.datasets.splits import Splits
 
 HINT = (
-    "give the folder of MNIST's four IDX files (train-*, t10k-*) as the path, "
-    "or put them into $FLATSAT_DATA/mnist"
+    "give the folder of MNIST's four IDX files (train-*, t10k-*): "
+    'data = "PATH" in a recipe, or $FLATSAT_DATA/mnist'
 )
 
 

@@ -156,6 +156,7 @@ _SOURCES: Mapping[str, Source] = MappingProxyType(
             read=lambda _cache, path: mnist_splits(path),
             count=mnist_sizes,
             files=mnist_files,
+            needs_path=True,
         ),
         "cifar10": _cifar("cifar10", "CIFAR-10: objects, 32 x 32 RGB, 10 classes", 10),
         "cifar100": _cifar("cifar100", "CIFAR-100: objects, 32 x 32 RGB, 100 classes", 100),

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import inspect
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flatsat.harness.cli.completion import complete_steps
+from flatsat.errors import UsageError
+from flatsat.harness.cli.completion import complete_steps, complete_workload_names
 from flatsat.harness.cli.examples import add_verb
 from flatsat.harness.cli.session import JsonFlag, out, print_json
 from flatsat.harness.cli.style import cell, count, facts_table, make_table, percent
@@ -29,6 +31,7 @@ def register(app: typer.Typer) -> None:
         "workloads",
         workloads,
         "flatsat workloads",
+        "flatsat workloads images --data ~/photos",
         "flatsat workloads --json",
         panel="What there is",
     )
@@ -43,20 +46,43 @@ def register(app: typer.Typer) -> None:
     app.add_typer(compressors, name="compressors", rich_help_panel="What there is")
 
 
-def workloads(as_json: JsonFlag = False) -> int:
-    """List the workloads: splits, metric, reference networks with accuracy and time to train."""
-    from flatsat.datasets.summary import workload_summary
-    from flatsat.datasets.workload import workload_names
+def workloads(
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[NAME]", autocompletion=complete_workload_names, help="By default all."
+        ),
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(metavar="PATH", help="Of that workload's data, as a recipe's key data."),
+    ] = None,
+    as_json: JsonFlag = False,
+) -> int:
+    """List the workloads: splits, metric, reference networks with accuracy and time to train.
 
-    rows = [workload_summary(name) for name in workload_names()]
+    With --data it says what a recipe would find there; images are read when a recipe is built.
+    """
+    from flatsat.datasets.summary import workload_summary
+    from flatsat.datasets.workload import workload, workload_names
+
+    if data is not None:
+        if name is None:
+            raise UsageError("name the workload of --data", hint="flatsat workloads NAME --data ..")
+        workload(name, data).split_sizes()  # Data that were given must be there.
+    chosen = workload_names() if name is None else (workload(name).name,)
+    rows = [workload_summary(found, data) for found in chosen]
     if as_json:
         print_json({"schema": "flatsat.workloads/1", "workloads": rows})
         return 0
     console = out()
     for row in rows:
-        splits = ", ".join(f"{name} {size:,}" for name, size in row["splits"].items()) or "yours"
+        splits = ", ".join(f"{key} {size:,}" for key, size in row["splits"].items()) or "yours"
         console.print(cell(f"{row['name']}  ", "bold"), cell(row["title"]), sep="")
-        console.print(f"  [dim]images[/] {splits}   [dim]metric[/] {row['metric']}")
+        console.print(
+            f"  [dim]images[/] {splits}   [dim]classes[/] {row['classes']:,}   "
+            f"[dim]metric[/] {row['metric']}"
+        )
         if row["problem"] and row["needs_path"]:
             console.print(cell(f"  needs a path: {row['problem']}", "yellow"), soft_wrap=True)
         elif row["problem"]:

@@ -31,6 +31,12 @@ def complete_workloads(ctx: typer.Context, incomplete: str) -> list[tuple[str, s
     return _found(incomplete, _workloads)
 
 
+def complete_workload_names(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
+    """Return workloads."""
+    del ctx
+    return _found(incomplete, _workload_names)
+
+
 def complete_candidates(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
     """Return names of the lab's candidates, and identifiers when those are typed."""
     return _found(incomplete, lambda: _candidates(_lab(ctx), incomplete))
@@ -100,6 +106,13 @@ def _workloads() -> Iterator[tuple[str, str]]:
         found = workload(name)
         for network in found.networks:
             yield f"{name}/{network}", found.title
+
+
+def _workload_names() -> Iterator[tuple[str, str]]:
+    from flatsat.datasets.workload import workload, workload_names
+
+    for name in workload_names():
+        yield name, workload(name).title
 
 
 def _candidates(lab: Lab, incomplete: str) -> Iterator[tuple[str, str]]:

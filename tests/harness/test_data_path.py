@@ -131,6 +131,7 @@ def test_workloads_that_need_a_path_say_so(
     monkeypatch.delenv("FLATSAT_DATA", raising=False)
     rows = {r["name"]: r for r in json.loads(flatsat("workloads", "--json").out)["workloads"]}
     assert [name for name, row in rows.items() if row["needs_path"]] == [
+        "mnist",
         "cifar10",
         "cifar100",
         "images",
@@ -139,3 +140,36 @@ def test_workloads_that_need_a_path_say_so(
     ]
     assert rows["agreement"]["metric"] == "agreement"
     assert "needs a path" in flatsat("workloads").out
+
+
+def test_a_workload_shows_what_a_users_data_hold(
+    flatsat: Callable[..., Any], photos: Path, tmp_path: Path
+) -> None:
+    said = flatsat("workloads", "images-32", "--data", str(photos), "--json")
+    assert said.code == 0, said.err
+    (row,) = json.loads(said.out)["workloads"]
+    assert (row["source"], row["classes"]) == (str(photos), 2)
+    assert row["splits"] == {"train": 24, "calibration": 4, "validation": 4, "test": 8}
+    lenet = next(network for network in row["networks"] if network["name"] == "lenet5")
+    assert lenet["parameters"] == 653_072
+    shown = flatsat("workloads", "images-32", "--data", str(photos)).out
+    for words in ("train 24, calibration 4, validation 4, test 8", "classes 2", "images-32/lenet5"):
+        assert words in shown, words
+    assert "fashion" not in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["images", "--data", "absent"], "expected the folder absent"),
+        (["cifar10", "--data", "."], "data_batch_1.bin"),
+        (["image"], "did you mean 'images'?"),
+        (["--data", "."], "name the workload"),
+    ],
+)
+def test_data_that_do_not_fit_are_one_line(
+    flatsat: Callable[..., Any], arguments: list[str], words: str
+) -> None:
+    said = flatsat("workloads", *arguments)
+    assert (said.code, said.out) == (2, "")
+    assert words in said.error

@@ -186,7 +186,7 @@ def test_workloads_tell_sizes_and_what_is_missing(
     assert by_name["mnist"]["problem"] is not None
     shown = flatsat("workloads").out
     assert "266,610" in shown
-    assert "not here: " in shown
+    assert "needs a path: workload mnist: no folder was given" in shown
 
 
 def test_output_that_is_not_a_terminal_keeps_its_lines_whole(
