@@ -160,6 +160,9 @@ class AgentPrune:
         for number, name in enumerate(wanted, 1):
             task = f"{self.name} {name} ({number} of {len(wanted)})"
             group = find(groups, name)
+            if not group.prunable:
+                left[name] = group.reason
+                continue
             current, entry = self._layer(current, ctx, groups, group, judge, task)
             if entry["kept"] != entry["total"]:
                 # Positions in layers that are shared have moved.
