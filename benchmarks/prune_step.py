@@ -21,6 +21,7 @@ import time
 import warnings
 from collections import defaultdict
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -418,7 +419,7 @@ def write(
         rows,
         notes=[
             *notes,
-            f"torch-pruning {tp.__version__}. {refused} rounds were refused because more processes"
+            f"torch-pruning {version('torch-pruning')}. {refused} rounds were refused because more processes"
             " were runnable than there are cores.",
             "Evaluation is `flatsat.datasets.fit.evaluate` on the validation images in all arms.",
             *(f"{name}: {text}." for name, text in WHAT.items()),

@@ -341,6 +341,10 @@ EXPORT int32_t coder_matrix(State *s, int32_t *symbols, int64_t rows, int64_t co
             int32_t corner = c > 0 ? k.up[c - 1] : 0, next = c + 1 < columns ? k.up[c + 1] : 0;
             int64_t near = 0, of = 0;
             int32_t by_column, by_row, beside, group, value, sign, size, popular;
+            if ((c & 1023) == 0 && s->decoding && s->overrun > 8) {
+                /* Zeros behind a stream's end could tell millions of symbols more. */
+                return -2;
+            }
             if (period > 0 && c - start >= period) {
                 start = c;
                 in_group = 0;
@@ -402,7 +406,7 @@ EXPORT int32_t coder_matrix(State *s, int32_t *symbols, int64_t rows, int64_t co
                 sign = decide(s, value > 0);
             }
             size = magnitude(s, value, sign, sign ? high : -low, bits_of(left), bits_of(up),
-                             k.nonzeros[c] ? (2 * k.lengths[c] + k.nonzeros[c] / 2) / k.nonzeros[c] : 0,
+                             k.nonzeros[c] ? (int32_t)((2 * (int64_t)k.lengths[c] + k.nonzeros[c] / 2) / k.nonzeros[c]) : 0,
                              ones ? (int32_t)((2 * lengths + ones / 2) / ones) : 0, last);
             if (size > (sign ? high : -low)) {
                 return -1;

@@ -34,6 +34,9 @@ _MOST_TENSORS = 100_000
 _MOST_LEVELS = 1 << 16
 _ANY = 1 << 62
 """What is read in one piece ends with the file."""
+_SPARE_LEVELS = 64
+"""So many more than four times a tensor's elements may its evenly spaced levels be."""
+_NO_MEMORY = "the coded file stands for more than there is memory for, or is damaged"
 _SUFFIX = re.compile(rb"[a-z0-9-]{1,16}")
 _DEFLATE = -15
 
@@ -128,7 +131,10 @@ def read_header(data: bytes, limit_bytes: Optional[int] = None) -> Header:
     Raises:
         CodedError: it is none, it is damaged, or its model file would be too large.
     """
-    return _Reader(data, limit_bytes).header()
+    try:
+        return _Reader(data, limit_bytes).header()
+    except MemoryError:
+        raise CodedError(_NO_MEMORY) from None
 
 
 def decode(
@@ -163,7 +169,11 @@ def pieces(header: Header, *, library: Optional[Library] = None) -> Iterator[byt
         at += tensor.gap
         if tensor.coding in (CONTEXT, PLANES) and coder is None:
             coder = Coder(header.stream) if library is None else library.coder(header.stream)
-        for piece in (between, _tensor(tensor, coder, library)):
+        try:
+            weights = _tensor(tensor, coder, library)
+        except MemoryError:
+            raise CodedError(_NO_MEMORY) from None
+        for piece in (between, weights):
             found.update(piece)
             yield piece
     if coder is not None:
@@ -221,7 +231,7 @@ def _bytes_of(tensor: Tensor, symbols: Any, library: Optional[Library]) -> bytes
         except (OverflowError, ValueError):
             raise CodedError("the coded weights are damaged: a level that isn't there") from None
     if library is not None:
-        return library.levels(array("i", symbols), tensor.levels, tensor.zero)
+        return library.levels(symbols, tensor.levels, tensor.zero)
     levels, zero = tensor.levels, tensor.zero
     if any(not 0 <= symbol + zero < tensor.size for symbol in symbols):
         raise CodedError("the coded weights are damaged: a level that isn't there")
@@ -236,7 +246,7 @@ def _relative(tensor: Tensor, library: Optional[Library]) -> Any:
     if not tensor.index_bits:
         return array("i", (code - tensor.zero for code in codes))
     passed = read(tensor.payload[1], tensor.lengths[tensor.size :], tensor.entries)
-    out = array("i", bytes(4 * tensor.elements))
+    out = array("i", (0,)) * tensor.elements
     at = -1
     for code, over in zip(codes, passed):
         at += over + 1
@@ -258,15 +268,20 @@ def _static(tensor: Tensor) -> Any:
         ) from None
     counts = np.array(tensor.counts, dtype=np.float64)
     words = np.frombuffer(tensor.payload[0], dtype="<u4").astype(np.uint32)
-    model = constriction.stream.model.Categorical(counts / counts.sum(), perfect=False)
     try:
+        # It refuses a distribution of one level, which no writer stores so.
+        model = constriction.stream.model.Categorical(counts / counts.sum(), perfect=False)
         if tensor.coding == RANGE:
             decoder = constriction.stream.queue.RangeDecoder(words)
         else:
             decoder = constriction.stream.stack.AnsCoder(words)
         found = decoder.decode(model, tensor.elements)
-    except Exception as error:
-        raise CodedError("the coded weights are damaged: %s" % error) from None
+    except (KeyboardInterrupt, SystemExit, MemoryError):
+        raise
+    except BaseException as error:
+        # A panic of its Rust code is no Exception, and may take several lines.
+        line = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CodedError("the coded weights are damaged: %s" % line) from None
     return array("i", (found.astype(np.int32) - tensor.zero).tobytes())
 
 
@@ -359,7 +374,11 @@ class _Reader:
             return tensor._replace(zero=self.number(255, "a zero"), size=256)
         if kind not in (TABLE, STEPS) or tensor.element != FLOAT32:
             raise CodedError("the coded file is damaged: no such levels")
-        size = self.number(_MOST_LEVELS, "the number of levels")
+        most = _MOST_LEVELS
+        if kind == STEPS:
+            # They take no bytes here, but memory and time later.
+            most = min(most, 4 * tensor.elements + _SPARE_LEVELS)
+        size = self.number(most, "the number of levels")
         zero = self.number(max(size - 1, 0), "a zero")
         if not size:
             raise CodedError("the coded file is damaged: no levels")
@@ -386,6 +405,8 @@ class _Reader:
         if not index_bits and entries != tensor.elements:
             raise CodedError("the coded file is damaged: fewer codes than elements")
         payload = (self._packed(), self._packed() if index_bits else b"")
+        if entries > 8 * len(payload[0]):
+            raise CodedError("the coded file is damaged: more codes than bits")
         return tensor._replace(
             index_bits=index_bits, entries=entries, lengths=lengths, payload=payload
         )
@@ -433,15 +454,14 @@ def steps(low: float, step: float, first: int, size: int, zero: Optional[int]) -
     Raises:
         CodedError: a level is beyond float32.
     """
-    words = array("I")
-    number = first
-    for index in range(size):
-        value = 0.0
-        if index != zero:
-            value = low + number * step
-            number += 1
-        try:
-            words.extend(struct.unpack("<I", struct.pack("<f", value)))
-        except OverflowError:
-            raise CodedError("the coded file is damaged: levels beyond float32") from None
-    return words
+    inserted = zero is not None and zero < size
+    count = size - inserted
+    values = [low + number * step for number in range(first, first + count)]
+    try:
+        # They ascend or descend, so that no other can be too large; an array would not say so.
+        struct.pack("<ff", values[0] if values else 0.0, values[-1] if values else 0.0)
+    except OverflowError:
+        raise CodedError("the coded file is damaged: levels beyond float32") from None
+    if inserted:
+        values.insert(zero or 0, 0.0)
+    return array("I", array("f", values).tobytes())

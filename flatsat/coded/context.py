@@ -201,6 +201,8 @@ class Coder:
             ones = length_sum = in_group = seen = start = signs = recent = 0
             last = 1
             for c in range(columns):
+                if c % 1024 == 0 and self._overrun > 8:
+                    raise CodedError("the coded weights end too early")
                 at = base + c
                 left = out[at - 1] if c > 0 else 0
                 second = out[at - 2] if c > 1 else 0

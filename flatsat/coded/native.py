@@ -20,6 +20,11 @@ def _pointer(buffer: Any, kind: Any) -> Any:
     return (kind * (len(memoryview(buffer).cast("B")) // ctypes.sizeof(kind))).from_buffer(buffer)
 
 
+def _zeros(count: int) -> array[int]:
+    """Return so many zeros, made in place."""
+    return array("i", (0,)) * count
+
+
 class Library:
     """The compiled coder.
 
@@ -60,7 +65,7 @@ class Library:
         Raises:
             CodedError: the bits are no code, or end too early.
         """
-        out, order = array("i", bytes(4 * count)), array("i", bytes(4 * max(len(lengths), 1)))
+        out, order = _zeros(count), _zeros(max(len(lengths), 1))
         took = self._c.coder_huffman(
             data, len(data), lengths, len(lengths), out.buffer_info()[0], count,
             order.buffer_info()[0],
@@ -112,8 +117,8 @@ class NativeCoder:
         Raises:
             CodedError: the stream is damaged.
         """
-        out = array("i", bytes(4 * rows * columns)) if symbols is None else symbols
-        scratch = array("i", bytes(20 * max(columns, 1)))
+        out = _zeros(rows * columns) if symbols is None else symbols
+        scratch = _zeros(5 * max(columns, 1))
         done = self._c.coder_matrix(
             self._state, out.buffer_info()[0], rows, columns, low, high, period,
             scratch.buffer_info()[0],
