@@ -419,8 +419,8 @@ def write(
         rows,
         notes=[
             *notes,
-            f"torch-pruning {version('torch-pruning')}. {refused} rounds were refused: more processes"
-            " were runnable than there are cores.",
+            f"torch-pruning {version('torch-pruning')}. {refused} rounds were refused because more"
+            " processes were runnable than there are cores.",
             "Evaluation is `flatsat.datasets.fit.evaluate` on the validation images in all arms.",
             *(f"{name}: {text}." for name, text in WHAT.items()),
             "The search's inner loop is `cut and least squares`; a new pruner solves each layer and"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
@@ -20,6 +19,7 @@ from flatsat.compressors.channels import (
     kept_count,
     zero_channels,
 )
+from flatsat.compressors.copying import copied
 from flatsat.compressors.gram import (
     Normal,
     Sampling,
@@ -159,7 +159,7 @@ class ChannelPruner:
             RecipeError: as `kept`.
         """
         kept = self.kept(keep)
-        module = copy.deepcopy(self.network.module)
+        module = copied(self.network.module)
         self._rewrite(module, kept)
         cut_module(module, cuts(module, self.groups, kept))
         return module.eval()
@@ -167,7 +167,7 @@ class ChannelPruner:
     def masked(self, keep: Mapping[str, float]) -> nn.Module:
         """Return a network of the dense shape that gives the outputs of `prune(keep)`."""
         kept = self.kept(keep)
-        module = copy.deepcopy(self.network.module)
+        module = copied(self.network.module)
         self._rewrite(module, kept)
         return zero_channels(module, self.groups, kept).eval()
 
