@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 _DASHES = ("solid", "dash", "dot", "dashdot")
 _SERIES = 8
 _ROUNDING = 1e-9
+_MOST_LINES = 12
+"""More layers are drawn as a map: so many lines can't be told apart."""
 
 
 @dataclass(frozen=True)
@@ -69,10 +71,61 @@ class SensitivityScan:
 
 
 def sensitivity(scan: SensitivityScan) -> Figure | None:
-    """Return accuracy over the share pruned or over bits, a line a layer; None without a point."""
+    """Return accuracy over the share pruned or over bits; None without a point.
+
+    A line a layer, or with many layers a map: a row a layer.
+    """
     shown = [curve for curve in scan.curves if curve.points]
     if not shown:
         return None
+    return _map(scan, shown) if len(shown) > _MOST_LINES else _lines(scan, shown)
+
+
+def _map(scan: SensitivityScan, shown: list[SensitivityCurve]) -> Figure:
+    bits = scan.unit == "bits"
+    values = _values(scan)
+    heads = [f"{value:g}" if bits else f"{100 * value:g}" for value in values]
+    names = [html.escape(curve.layer) for curve in shown]
+    z = [[_scaled(dict(curve.points).get(value)) for value in values] for curve in shown]
+    what = "bits" if bits else "% pruned"
+    return {
+        "data": [
+            {
+                "type": "heatmap",
+                "x": heads,
+                "y": names,
+                "z": z,
+                "xgap": 1,
+                "ygap": 1,
+                "zmax": max(100 * scan.dense, *(v for row in z for v in row if v is not None)),
+                "colorscale": [
+                    [0, "var(--series-7)"],
+                    [0.6, "var(--series-1)"],
+                    [1, "var(--sunk)"],
+                ],
+                # Above the map, so that a phone has its whole width for it.
+                "colorbar": {
+                    "title": {"text": f"{scan.metric} (%)", "side": "top"},
+                    "orientation": "h",
+                    "yanchor": "bottom",
+                    "y": 1,
+                    "thickness": 12,
+                    "outlinewidth": 0,
+                },
+                "hovertemplate": f"<b>%{{y}}</b><br>%{{x}} {what}: %{{z:.2f}} %<extra></extra>",
+            }
+        ],
+        "layout": base_layout(
+            xaxis=axis(_across(scan), type="category", showgrid=False),
+            yaxis=axis(autorange="reversed", type="category", showgrid=False, dtick=1),
+            height=170 + 18 * len(shown),
+        ),
+        "alt": f"{scan.metric.capitalize()} on {scan.split} by layer and {_said(scan)}, "
+        f"{len(shown)} layers, each compressed alone; the table has the figures.",
+    }
+
+
+def _lines(scan: SensitivityScan, shown: list[SensitivityCurve]) -> Figure:
     bits = scan.unit == "bits"
     scale = 1 if bits else 100
     at = "%{x} bits" if bits else "%{x:.0f} % pruned"
@@ -108,18 +161,36 @@ def sensitivity(scan: SensitivityScan) -> Figure | None:
         }
     )
     if bits:
-        across = axis("bits a weight of the layer", autorange="reversed", dtick=1)
+        across = axis(_across(scan), autorange="reversed", dtick=1)
     else:
-        across = axis(f"{scan.what} of the layer pruned (%)", rangemode="tozero")
-    said = "bits a weight" if bits else "the share pruned"
+        across = axis(_across(scan), rangemode="tozero")
     return {
         "data": data,
         "layout": base_layout(
             xaxis=across, yaxis=axis(f"{scan.metric} on {scan.split} (%)"), height=460
         ),
-        "alt": f"{scan.metric.capitalize()} over {said} of each of {len(shown)} layers, the others "
-        "dense; the table has the figures.",
+        "alt": f"{scan.metric.capitalize()} over {_said(scan)} of each of {len(shown)} layers, the "
+        "others dense; the table has the figures.",
     }
+
+
+def _values(scan: SensitivityScan) -> list[float]:
+    """Return all values that were tried, from mild to hard."""
+    found = {value for curve in scan.curves for value, _ in curve.points}
+    return sorted(found, reverse=scan.unit == "bits")
+
+
+def _across(scan: SensitivityScan) -> str:
+    bits = scan.unit == "bits"
+    return "bits a weight of the layer" if bits else f"{scan.what} of the layer pruned (%)"
+
+
+def _said(scan: SensitivityScan) -> str:
+    return "bits a weight" if scan.unit == "bits" else "the share pruned"
+
+
+def _scaled(share: float | None) -> float | None:
+    return None if share is None else 100 * share
 
 
 def tolerated(curve: SensitivityCurve, dense: float, loss: float) -> float | None:
@@ -146,9 +217,7 @@ def sensitivity_html(scan: SensitivityScan) -> str:
     from flatsat.reports.pages import page_html
 
     figure = sensitivity(scan)
-    values = sorted(
-        {value for curve in scan.curves for value, _ in curve.points}, reverse=scan.unit == "bits"
-    )
+    values = _values(scan)
     rows = [
         (
             curve,

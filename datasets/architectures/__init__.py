@@ -34,6 +34,7 @@ __all__ = [
     "network_names",
     "require_network",
     "scaled",
+    "usual",
     "width_for_macs",
 ]
 
@@ -56,6 +57,28 @@ class Cost:
 def network_names() -> tuple[str, ...]:
     """Return the names that `cost` and `nets.build` take."""
     return tuple(_LAYERS)
+
+
+@dataclass(frozen=True)
+class Usual:
+    """The task that a network's paper has: what one image is, and how many classes there are."""
+
+    input_shape: Shape
+    classes: int
+
+
+def usual(name: str) -> Usual:
+    """Return the image and the classes that the paper's counts are for.
+
+    Raises:
+        UsageError: no such network; the message names the nearest one.
+    """
+    name = require_network(name)
+    if name in ("lenet300", "lenet5"):
+        return Usual((1, 28, 28), 10)
+    if name in _SMALL_IMAGES:
+        return Usual((3, 32, 32), 10)
+    return Usual((3, 224, 224), 1000)
 
 
 def nearest(name: str, names: Iterable[str]) -> str | None:
@@ -144,6 +167,17 @@ def _step(low: float, high: float, beyond: Callable[[float], bool]) -> float:
     return high
 
 
+_SMALL_IMAGES = frozenset(
+    {
+        "resnet20",
+        "resnet56",
+        "plain20",
+        "mobilenet-small",
+        "vgg16-cifar",
+        "unet",
+        "unet-classifier",
+    }
+)
 _LAYERS: dict[str, Callable[[Shape, int, float], Iterator[Layer]]] = {
     "lenet300": classic.lenet300,
     "lenet5": classic.lenet5,

@@ -15,6 +15,7 @@ from flatsat.harness.cli import (
     decode,
     judge,
     measure,
+    networks,
     runs,
     sensitivity,
     work,
@@ -78,5 +79,16 @@ def _start(
     ctx.obj = Options(lab=lab, debug=debug, quiet=quiet)
 
 
-for module in (work, sensitivity, measure, decode, judge, runs, candidates, boards, catalogue):
+for module in (
+    work,
+    sensitivity,
+    measure,
+    decode,
+    judge,
+    runs,
+    candidates,
+    boards,
+    catalogue,
+    networks,
+):
     module.register(app)

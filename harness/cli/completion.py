@@ -37,6 +37,12 @@ def complete_workload_names(ctx: typer.Context, incomplete: str) -> list[tuple[s
     return _found(incomplete, _workload_names)
 
 
+def complete_networks(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
+    """Return the reference architectures."""
+    del ctx
+    return _found(incomplete, _networks)
+
+
 def complete_candidates(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
     """Return names of the lab's candidates, and identifiers when those are typed."""
     return _found(incomplete, lambda: _candidates(_lab(ctx), incomplete))
@@ -113,6 +119,13 @@ def _workload_names() -> Iterator[tuple[str, str]]:
 
     for name in workload_names():
         yield name, workload(name).title
+
+
+def _networks() -> Iterator[tuple[str, str]]:
+    from flatsat.datasets.architectures import network_names
+
+    for name in network_names():
+        yield name, ""
 
 
 def _candidates(lab: Lab, incomplete: str) -> Iterator[tuple[str, str]]:

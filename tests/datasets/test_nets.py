@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -8,11 +10,12 @@ from hypothesis import strategies as st
 from torch import nn
 
 from flatsat.compressors.layers import count
-from flatsat.datasets.architectures import layers, scaled
+from flatsat.datasets.architectures import layers, scaled, usual
 from flatsat.datasets.nets import build, cost, network_names, on_meta, width_for_macs
 from flatsat.errors import UsageError
 
 SHAPE = (1, 28, 28)
+DOCUMENT = Path(__file__).parents[2] / "docs" / "data.md"
 
 
 # Those that take 28 x 28: small enough to be built in earnest.
@@ -76,7 +79,9 @@ CIFAR = {
     "resnet56": (855_770, 125_747_840),
     "plain20": (269_722, 40_551_040),
     "vgg16-cifar": (14_986_698, 313_463_808),
+    "mobilenet-small": (37_162, 1_149_184),
     "unet": (117_514, 25_247_744),
+    "unet-classifier": (117_514, 25_084_064),
 }
 
 
@@ -98,6 +103,24 @@ def test_counts_of_the_papers_networks(
     assert (parameters, macs) == expected
     said = cost(network, classes=classes, input_shape=shape)
     assert (said.parameters, said.macs) == expected
+
+
+def test_every_network_is_pinned_at_its_papers_task() -> None:
+    """The counts above, and those that the documentation tells, are for `usual`."""
+    pinned = {"lenet300": (266_610, 266_200), "lenet5": (431_080, 2_293_000), **IMAGENET, **CIFAR}
+    assert sorted(pinned) == sorted(network_names())
+    table = {}
+    for line in DOCUMENT.read_text(encoding="utf-8").splitlines():
+        cells = [cell.strip(" `") for cell in line.split("|")]
+        if len(cells) > 5 and cells[1] in pinned:
+            table[cells[1]] = cells[2:6]
+    for name, figures in pinned.items():
+        task = usual(name)
+        said = cost(name, classes=task.classes, input_shape=task.input_shape)
+        assert (said.parameters, said.macs) == figures, name
+        image = " x ".join(map(str, task.input_shape))
+        told = [image, f"{task.classes:,}", *(f"{figure:,}" for figure in figures)]
+        assert table[name] == told, "docs/data.md: see flatsat networks list"
 
 
 def test_alexnet_in_two_towers_has_deep_compressions_layers() -> None:

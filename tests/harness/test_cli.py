@@ -44,6 +44,9 @@ VERBS = [
     ["board", "down"],
     ["board", "console"],
     ["workloads"],
+    ["networks"],
+    ["networks", "list"],
+    ["networks", "export"],
     ["compressors"],
     ["compressors", "list"],
     ["compressors", "show"],
@@ -75,7 +78,7 @@ def test_every_verb_has_help_with_examples(flatsat: Flatsat, verb: list[str]) ->
     said = flatsat(*verb, "--help")
     assert said.code == 0
     assert "Usage: flatsat " + " ".join(verb) in said.out
-    if verb not in (["runs"], ["candidates"], ["board"], ["compressors"]):
+    if verb not in (["runs"], ["candidates"], ["board"], ["compressors"], ["networks"]):
         assert "flatsat " + " ".join(verb) in said.out.split("Examples")[1]
 
 

@@ -24,10 +24,31 @@ def test_a_layer_is_a_line_over_the_share_pruned(scan):
     go.Figure(data=plain["data"], layout=plain["layout"])
 
 
+def layers(scan, count):
+    """The scan's first layer so many times."""
+    return replace(scan, curves=tuple(replace(scan.curves[0], layer=f"l{i}") for i in range(count)))
+
+
 def test_layers_beyond_the_colours_are_told_apart_by_dashes(scan):
-    many = replace(scan, curves=tuple(replace(scan.curves[0], layer=f"l{i}") for i in range(20)))
-    lines = [t["line"] for t in sensitivity(many)["data"][:-1]]
-    assert len({(line["color"], line["dash"]) for line in lines}) == 20
+    lines = [t["line"] for t in sensitivity(layers(scan, 12))["data"][:-1]]
+    assert len({(line["color"], line["dash"]) for line in lines}) == 12
+
+
+def test_layers_too_many_for_lines_are_rows_of_a_map(scan):
+    import plotly.graph_objects as go
+
+    many = layers(scan, 30)
+    many = replace(many, curves=(*many.curves, scan.curves[2]))
+    figure = sensitivity(many)
+    (drawn,) = figure["data"]
+    assert drawn["x"] == ["0", "50", "90"]
+    assert drawn["y"][:2] == ["l0", "l1"]
+    assert drawn["z"][0] == pytest.approx([97, 96.6, 60])
+    assert drawn["z"][-1] == [None, 90, None]
+    assert "&lt;script&gt;" in drawn["y"][-1]
+    assert "Each row is one layer" in sensitivity_html(many)
+    plain = json.loads(re.sub(r"var\(--[\w-]+\)", "#123456", json.dumps(figure)))
+    go.Figure(data=plain["data"], layout=plain["layout"])
 
 
 # 0.97 - 0.966 is a little more than 0.004 in binary.
