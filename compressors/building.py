@@ -147,7 +147,7 @@ def _make(
     network = _transform(spec, network, ctx)
     artifacts, passes = _lower(spec, network, folder, ctx)
     artifacts, coded = _code(spec, artifacts, folder)
-    cpu_s = time.process_time() - cpu_started
+    cpu_s = time.process_time() - cpu_started + sum(map(_cached_cpu_s, network.history))
     found = layers(network.module, network.input_shape)
     params, nonzeros, macs = count(network.module, network.input_shape)
     put_masks(folder, first_dense(network, found))
@@ -229,7 +229,8 @@ def _transform(spec: RecipeSpec, network: Network, ctx: StepContext) -> Network:
         started = time.process_time()
         with _placed("step", index):
             network = cls(cls.Params.model_validate(dict(step.params))).apply(network, ctx)
-        told = {**network.history[-1], "cpu_s": time.process_time() - started}
+        told = network.history[-1]
+        told = {**told, "cpu_s": time.process_time() - started + _cached_cpu_s(told)}
         network = replace(network, history=(*network.history[:-1], told))
     return network
 
@@ -376,6 +377,12 @@ def _host_accuracy(path: Path, artifact: Artifact, ctx: StepContext) -> float:
         logits = run_host(path, {source: np.array(split.x[start:end])})[target]
         right += int((logits.argmax(axis=1) == split.y[start:end]).sum())
     return right / len(split)
+
+
+def _cached_cpu_s(told: Mapping[str, object]) -> float:
+    """Return the processor seconds of a training that a step found in the cache."""
+    found = told.get("cached_cpu_s", 0.0)
+    return found if isinstance(found, float) else 0.0
 
 
 def _summed(history: tuple[Mapping[str, object], ...], key: str) -> int:

@@ -79,6 +79,8 @@ class Narrow:
             "width": width,
             "macs": ctx.workload.cost(ctx.network, width).macs,
             "target_macs": target,
+            # It counts as cost of this network all the same: someone has paid for it.
+            "cached_cpu_s": trained.cpu_s if trained.cached else 0.0,
             "cost": {"train_steps": trained.steps, "forward_passes": 0},
         }
         return network.after(trained.module, entry, masks={})

@@ -87,6 +87,14 @@ def test_it_is_trained_once_and_by_seed(quick):
     assert not torch.equal(first["fc1.weight"], other["fc1.weight"])
 
 
+def test_a_training_found_in_the_cache_is_told_with_what_it_cost(quick):
+    step = Narrow(NarrowParams(macs_ratio=0.1))
+    first = step.apply(dense(), quick("lenet300")).history[0]
+    again = step.apply(dense(), quick("lenet300")).history[0]
+    assert first["cached_cpu_s"] == 0.0
+    assert again["cached_cpu_s"] > 0.0
+
+
 def test_the_whole_budget_is_the_reference_itself(quick):
     made = Narrow(NarrowParams(macs_ratio=1.0)).apply(dense(), quick("lenet300"))
     assert made.history[0]["width"] == 1.0

@@ -313,6 +313,11 @@ def test_reference_and_narrow_baseline(tmp_path: Path, cache_dir: Path) -> None:
     assert narrow.role == "equal-macs"
     assert narrow.macs is not None
     assert 18_000 < narrow.macs <= 20_000
+    # In another lab the same cache spares the training, not what it cost.
+    again = load_candidate(build(spec, 0, candidates_dir=tmp_path / "b", cache_dir=cache_dir))
+    trained_s = again.history[0]["cached_cpu_s"]
+    assert again.cost["cpu_s"] > trained_s > 0
+    assert again.history[0]["cpu_s"] > trained_s
     assert narrow.cost["train_steps"] > 0
     assert narrow.cost["reference_train_s"] == 0.0
 
