@@ -9,6 +9,8 @@ from pydantic import Field, field_validator
 from flatsat.compressors.base import Network, StepContext, StepParams
 from flatsat.compressors.channels import cut_masks, difference
 from flatsat.compressors.gram import Sampling
+from flatsat.compressors.layers import layers, outside
+from flatsat.compressors.ratios import left_alone
 from flatsat.compressors.reconstruct import ChannelPruner, Criterion
 from flatsat.errors import RecipeError
 from flatsat.seeds import integer_seed
@@ -80,6 +82,7 @@ class ChannelPrune:
             reconstruct=params.reconstruct,
             sampling=Sampling(params.batches, params.points, params.batch),
         )
+        infos = layers(network.module, network.input_shape)
         kept = pruner.kept(params.keep)
         module = pruner.prune(params.keep)
         gap = difference(pruner.masked(params.keep), module, network.input_shape)
@@ -102,6 +105,8 @@ class ChannelPrune:
                 for group in pruner.groups
                 if group.prunable
             ],
+            "left": left_alone(pruner.groups, [g.name for g in pruner.groups if g.prunable], {})
+            | outside(network.module, infos),
             "not_reconstructed": dict(pruner.skipped),
             "cost": {"train_steps": 0, "forward_passes": pruner.forward_passes},
         }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import difflib
 import math
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -19,6 +20,7 @@ from flatsat.errors import RecipeError
 
 _VERIFY_IMAGES = 2
 _VERIFY_TOLERANCE = 1e-5
+_NAMED = 8
 
 
 @dataclass(frozen=True)
@@ -226,8 +228,9 @@ def difference(module: nn.Module, other: nn.Module, input_shape: tuple[int, ...]
         with evaluating(double):
             try:
                 outputs.append(double(x))
-            except (RuntimeError, ValueError, IndexError) as fault:
-                line = str(fault).splitlines()[0]
+            except Exception as fault:
+                # A network's own code may raise anything.
+                line = (str(fault).splitlines() or [type(fault).__name__])[0]
                 raise RecipeError(f"the pruned network can't run: {line}") from fault
     a, b = outputs
     if a.shape != b.shape:
@@ -249,17 +252,22 @@ def cut_verified(
         RecipeError: the smaller network can't run, or its outputs are not those of the original
             with the same channels zeroed, to 1e-5 relative.
     """
+    named = ", ".join(list(keep)[:_NAMED])
+    if len(keep) > _NAMED:
+        named += f" and {len(keep) - _NAMED} more"
     made = cuts(module, groups, keep)
     pruned = copy.deepcopy(module)
     try:
         cut_module(pruned, made)
-    except (RuntimeError, IndexError) as fault:
-        line = str(fault).splitlines()[0]
-        raise RecipeError(f"channels of {', '.join(keep)} can't be cut: {line}") from fault
-    gap = difference(zero_channels(module, groups, keep), pruned, input_shape)
+        gap = difference(zero_channels(module, groups, keep), pruned, input_shape)
+    except (RuntimeError, IndexError, RecipeError) as fault:
+        line = fault.message if isinstance(fault, RecipeError) else str(fault).splitlines()[0]
+        raise RecipeError(
+            f"channels of {named} can't be cut: {line}", hint="leave these channel groups out"
+        ) from fault
     if not gap <= _VERIFY_TOLERANCE:
         raise RecipeError(
-            f"without channels of {', '.join(keep)} the outputs differ by {gap:.1e} from those "
+            f"without channels of {named} the outputs differ by {gap:.1e} from those "
             "with the channels zeroed",
             hint="leave these channel groups out",
         )
@@ -309,6 +317,22 @@ def tensors_of(part: nn.Module, side: str) -> list[tuple[str, int, int]]:
         for name, dim in names
         if getattr(part, name) is not None
     ]
+
+
+def width(module: nn.Module, slot: Slot) -> int:
+    """Return how many channels the side of a layer has on which a slot lies.
+
+    No limit is known of a layer that has nothing to cut there.
+    """
+    part = module.get_submodule(slot.layer)
+    found = tensors_of(part, slot.side)
+    if not found:
+        return sys.maxsize
+    each = found[0][2]
+    if slot.side == "in" and isinstance(part, _ConvNd) and not isinstance(part, _ConvTransposeNd):
+        # The groups of a grouped convolution share the axis of its inputs.
+        return each if is_depthwise(part) else each * part.groups
+    return each
 
 
 def cuttable(part: nn.Module) -> bool:

@@ -10,7 +10,7 @@ from flatsat.compressors.base import Network, StepContext, StepParams
 from flatsat.compressors.channels import find, kept_count
 from flatsat.compressors.graph import channel_groups, prune_network
 from flatsat.compressors.importance import l1, strongest
-from flatsat.compressors.layers import layers
+from flatsat.compressors.layers import layers, outside
 from flatsat.compressors.ratios import check_ratios, chosen, kinds_of, left_alone
 
 
@@ -68,7 +68,8 @@ class L1FilterPrune:
         """
         network.require_free(self.name)
         groups = channel_groups(network.module, network.input_shape)
-        kinds = kinds_of(layers(network.module, network.input_shape))
+        infos = layers(network.module, network.input_shape)
+        kinds = kinds_of(infos)
         keep: dict[str, tuple[int, ...]] = {}
         told: list[dict[str, object]] = []
         if self._params.keep is not None:
@@ -93,7 +94,7 @@ class L1FilterPrune:
             "step": self.name,
             "params": self._params.model_dump(mode="json"),
             "layers": told,
-            "left": left_alone(groups, keep, {}),
+            "left": left_alone(groups, keep, {}) | outside(network.module, infos),
             "cost": {"train_steps": 0, "forward_passes": 0},
         }
         return prune_network(network, keep, entry, groups)

@@ -39,10 +39,12 @@ class Traced:
     Attributes:
         nodes: of the graph, in the order of execution.
         calls: submodule -> how often it is called.
+        tied: submodules that hold a parameter which another one holds too.
     """
 
     nodes: tuple[fx.Node, ...]
     calls: Mapping[str, int]
+    tied: frozenset[str]
 
 
 def trace(module: nn.Module) -> Traced:
@@ -59,7 +61,12 @@ def trace(module: nn.Module) -> Traced:
         raise RecipeError(f"torch.fx can't trace the network: {line}") from fault
     nodes = tuple(graph.nodes)
     calls = Counter(str(node.target) for node in nodes if node.op == "call_module")
-    return Traced(nodes, calls)
+    holders: dict[int, list[str]] = {}
+    for name, part in module.named_modules():
+        for value in part.parameters(recurse=False):
+            holders.setdefault(id(value), []).append(name)
+    tied = frozenset(n for names in holders.values() if len(names) > 1 for n in names)
+    return Traced(nodes, calls, tied)
 
 
 def fold_batch_norms(module: nn.Module, masks: Mapping[str, Tensor]) -> Folded:
@@ -118,6 +125,8 @@ def _unfit(node: fx.Node, traced: Traced, parts: Mapping[str, nn.Module]) -> str
         return f"{source.target} is read elsewhere too"
     if traced.calls[str(node.target)] > 1 or traced.calls[str(source.target)] > 1:
         return "it or its layer is called twice"
+    if str(source.target) in traced.tied:
+        return f"{source.target} shares its weights with another layer"
     if norm.running_mean is None or norm.running_var is None:
         return "it keeps no statistics"
     if isinstance(layer, _ConvTransposeNd) and layer.groups > 1:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from flatsat.compressors.layers import layers, weight_of
+from flatsat.compressors.layers import layers, untreated, weight_of
 from flatsat.compressors.ratios import NOT_NAMED, by_layer
 from flatsat.compressors.selection import (
     largest_of_all,
@@ -133,7 +133,8 @@ class GradualPrune:
         infos = layers(network.module, network.input_shape)
         named = by_layer(self.name, infos, params.final_sparsity)
         skipped = by_layer(self.name, infos, dict.fromkeys(params.skip, 1.0))
-        wanted = {name: share for name, share in named.items() if name not in skipped}
+        unfit = untreated(network.module, infos)
+        wanted = {n: share for n, share in named.items() if n not in skipped and n not in unfit}
         if not wanted:
             raise RecipeError(
                 f"{self.name} would prune no layer",
@@ -155,7 +156,8 @@ class GradualPrune:
                 info.name: "skip names it" if info.name in skipped else NOT_NAMED
                 for info in infos
                 if info.name not in wanted
-            },
+            }
+            | unfit,
             "schedule": {"begin": schedule.begin, "end": schedule.end, "steps": stats.steps},
             "rounds": pruner.rounds,
             "loss": stats.loss,

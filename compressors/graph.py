@@ -26,6 +26,7 @@ from flatsat.compressors.channels import (
     cut_masks,
     cut_verified,
     cuttable,
+    width,
 )
 from flatsat.compressors.layers import LayerInfo, count, is_depthwise, layers
 from flatsat.errors import RecipeError
@@ -48,13 +49,15 @@ def channel_groups(module: nn.Module, input_shape: tuple[int, ...]) -> list[Chan
     """Return the groups of coupled channels, in the order of execution of their producers.
 
     Each weighted layer's outputs belong to exactly one group. A group that can't be pruned
-    (it gives the network's output, or cutting it changes what remains) says why in `reason`.
+    (it gives the network's output, cutting it changes what remains, or no gradient of the output
+    reaches it) says why in `reason`.
 
     Raises:
         RecipeError: the network can't be traced.
     """
-    order = {info.name: i for i, info in enumerate(layers(module, input_shape))}
-    found = sorted(_traced(module, input_shape, order), key=lambda group: order[group.name])
+    infos = layers(module, input_shape)
+    order = {info.name: i for i, info in enumerate(infos)}
+    found = sorted(_traced(module, input_shape, infos), key=lambda group: order[group.name])
     hopeful = [group for group in found if group.prunable]
     if _fault(module, input_shape, hopeful):
         # Some group is wrong: try each on its own, then all the good ones together.
@@ -105,9 +108,10 @@ def prune_network(
 
 
 def _traced(
-    module: nn.Module, input_shape: tuple[int, ...], order: Mapping[str, int]
+    module: nn.Module, input_shape: tuple[int, ...], infos: Sequence[LayerInfo]
 ) -> list[ChannelGroup]:
     """Return the groups as torch-pruning sees them, bundled for grouped convolutions."""
+    order = {info.name: i for i, info in enumerate(infos)}
     traced = copy.deepcopy(module).requires_grad_(True)
     graph = tp.DependencyGraph()
     try:
@@ -121,12 +125,25 @@ def _traced(
         line = (str(fault).splitlines() or [type(fault).__name__])[0]
         raise RecipeError(f"the network's channels can't be traced: {line}") from fault
     found = [_group(graph, group, traced, order) for group in raw]
-    missing = [name for name in order if not any(name in group.layers for group in found)]
-    if missing:
+    seen = {layer for group in found for layer in group.layers}
+    if infos and not seen:
         raise RecipeError(
-            f"the network's channels can't be traced: {missing[0]} has no gradient to the output"
+            f"the network's channels can't be traced: {infos[0].name} has no gradient to the output"
         )
-    return found
+    return found + [
+        ChannelGroup(
+            name=info.name,
+            layers=(info.name,),
+            consumers=(),
+            channels=info.out_channels,
+            bundle=1,
+            slots=(),
+            prunable=False,
+            reason="no gradient of the output reaches it",
+        )
+        for info in infos
+        if info.name not in seen
+    ]
 
 
 def _group(
@@ -167,6 +184,11 @@ def _group(
     if len(bundles) == 1:
         reasons.append("its channels can only go together")
     reasons += [
+        f"its channels can't be followed into {slot.layer}"
+        for slot in slots
+        if max((p for index in slot.index for p in index), default=0) >= width(traced, slot)
+    ]
+    reasons += [
         f"its channels fill unequal parts of {slot.layer}"
         for slot in slots
         if len({len(index) for index in slot.index}) != 1
@@ -205,11 +227,11 @@ def _bundles(
         part = traced.get_submodule(layer)
         if not isinstance(part, _ConvNd) or part.groups == 1 or is_depthwise(part):
             continue
-        width = (part.out_channels if side == "out" else part.in_channels) // part.groups
+        each = (part.out_channels if side == "out" else part.in_channels) // part.groups
         first: dict[int, int] = {}
         for channel, held in enumerate(where):
             for position in held:
-                a, b = root(channel), root(first.setdefault(position % width, channel))
+                a, b = root(channel), root(first.setdefault(position % each, channel))
                 parent[max(a, b)] = min(a, b)
     bundles: dict[int, list[int]] = {}
     for channel in range(channels):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -107,6 +107,43 @@ def layers(module: nn.Module, input_shape: tuple[int, ...]) -> list[LayerInfo]:
             info = replace(found[info.name], macs=found[info.name].macs + info.macs)
         found[info.name] = info
     return list(found.values())
+
+
+def untreated(module: nn.Module, infos: Sequence[LayerInfo]) -> dict[str, str]:
+    """Return what holds weights that a step over single layers leaves alone: name -> reason.
+
+    Layers of `infos` that share their weights with an earlier one (a step treats them there), and
+    what is `outside`.
+
+    Args:
+        module: the network.
+        infos: its `layers`.
+    """
+    found: dict[str, str] = {}
+    first: dict[int, str] = {}
+    for info in infos:
+        owner = first.setdefault(id(module.get_submodule(info.name).weight), info.name)
+        if owner != info.name:
+            found[info.name] = f"its weights are those of {owner}"
+    return found | outside(module, infos)
+
+
+def outside(module: nn.Module, infos: Sequence[LayerInfo]) -> dict[str, str]:
+    """Return what holds weights (parameters of several axes) but is no layer: name -> reason.
+
+    Modules of other kinds, layers that are never called, and parameters of the network itself.
+    """
+    found: dict[str, str] = {}
+    called = {info.name for info in infos}
+    for name, part in module.named_modules():
+        wide = [key for key, value in part.named_parameters(recurse=False) if value.ndim > 1]
+        if name in called or not wide:
+            continue
+        reason = "its weights are in no convolution or linear layer"
+        if isinstance(part, _ConvNd | nn.Linear):
+            reason = "the network doesn't call it"
+        found |= dict.fromkeys([name] if name else wide, reason)
+    return found
 
 
 def count(module: nn.Module, input_shape: tuple[int, ...]) -> tuple[int, int, int]:

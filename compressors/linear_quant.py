@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from flatsat.compressors.base import Network, StepContext, StepParams
-from flatsat.compressors.graph import layers
+from flatsat.compressors.layers import layers, untreated
 from flatsat.datasets.fit import as_tensor
 from flatsat.errors import RecipeError
 
@@ -82,12 +82,12 @@ class LinearQuantise:
         """
         network.require_free(self.name)
         module = copy.deepcopy(network.module)
-        names = [info.name for info in layers(module, network.input_shape)]
+        infos = layers(module, network.input_shape)
+        names = [info.name for info in infos]
         check_layers(self.name, names, self.params.bits_by_layer, self.params.skip)
+        left = dict.fromkeys(self.params.skip, "skip names it") | untreated(module, infos)
         told = [
-            self._quantise_layer(module, name, network.masks)
-            for name in names
-            if name not in self.params.skip
+            self._quantise_layer(module, name, network.masks) for name in names if name not in left
         ]
         quantum = None
         passes = 0
@@ -102,6 +102,7 @@ class LinearQuantise:
             "step": self.name,
             "params": self.params.model_dump(mode="json"),
             "layers": told,
+            "left": left,
             "cost": {"train_steps": 0, "forward_passes": passes},
             "output_step": quantum,
             "storage_only": True,

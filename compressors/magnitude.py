@@ -14,7 +14,7 @@ from flatsat.compressors.base import Network, StepContext, StepParams
 from flatsat.compressors.dead import Cleared, clear_dead
 from flatsat.compressors.dropout import connections, dropout_rates, scale_dropout
 from flatsat.compressors.graph import ChannelGroup, channel_groups, prune_network
-from flatsat.compressors.layers import LayerInfo, layers, weight_of
+from flatsat.compressors.layers import LayerInfo, layers, untreated, weight_of
 from flatsat.compressors.ratios import NOT_NAMED, by_layer, kinds_of
 from flatsat.compressors.selection import (
     largest_of_all,
@@ -52,7 +52,8 @@ class MagnitudeParams(StepParams):
         epochs: of each retraining; 0 for none.
         lr, batch, weight_decay: of the retraining.
         remove_dead: neurons without input or output: "zero" their weights and biases, "remove"
-            them so that layers shrink, or "keep" them.
+            them so that layers shrink, or "keep" them. Their weights go beside those that the
+            sparsity asks for.
     """
 
     quality: PerLayer | None = None
@@ -135,10 +136,8 @@ class MagnitudePrune:
         params = self._params
         infos = layers(network.module, network.input_shape)
         kinds = kinds_of(infos)
-        wanted, left = self._wanted(infos, kinds)
-        groups: list[ChannelGroup] = []
-        if params.remove_dead != "keep":
-            groups = channel_groups(network.module, network.input_shape)
+        wanted, left = self._wanted(infos, kinds, untreated(network.module, infos))
+        groups, untraced = self._groups(network)
         current = replace(network, module=copy.deepcopy(network.module))
         start = {info.name: connections(network, info.name) for info in infos}
         rates = dropout_rates(current.module, network.input_shape)
@@ -152,7 +151,7 @@ class MagnitudePrune:
                 pruned, masks = self._prune(current, values, number)
                 final.update({layer.name: layer for layer in pruned})
                 current = replace(current, masks=masks)
-                if params.remove_dead != "keep":
+                if groups:
                     cleared = clear_dead(current.module, current.masks, network.input_shape, groups)
                     current = replace(current, module=cleared.module, masks=cleared.masks)
                 scale_dropout(current, rates, start)
@@ -179,6 +178,8 @@ class MagnitudePrune:
             "dropout": {name: current.module.get_submodule(name).p for name, _, _ in rates},
             "cost": {"train_steps": steps, "forward_passes": 0},
         }
+        if untraced:
+            entry["dead_left"] = untraced
         if cleared is not None:
             entry["dead"] = _dead(cleared, groups)
             if params.remove_dead == "remove":
@@ -186,8 +187,23 @@ class MagnitudePrune:
                 return prune_network(replace(current, history=network.history), keep, entry, groups)
         return network.after(current.module, entry, masks=current.masks)
 
+    def _groups(self, network: Network) -> tuple[list[ChannelGroup], str]:
+        """Return the groups of neurons that may die, or why they can't be known.
+
+        Raises:
+            RecipeError: dead neurons are to be removed, and the channels can't be traced.
+        """
+        if self._params.remove_dead == "keep":
+            return [], ""
+        try:
+            return channel_groups(network.module, network.input_shape), ""
+        except RecipeError as error:
+            if self._params.remove_dead == "remove":
+                raise
+            return [], error.message
+
     def _wanted(
-        self, infos: Sequence[LayerInfo], kinds: Mapping[str, str]
+        self, infos: Sequence[LayerInfo], kinds: Mapping[str, str], unfit: Mapping[str, str]
     ) -> tuple[dict[str, float], dict[str, str]]:
         """Return layer -> its quality or sparsity, and layer -> why it stays as it is."""
         params = self._params
@@ -197,7 +213,8 @@ class MagnitudePrune:
         elif params.sparsity is not None:
             table = params.sparsity
         named = by_layer(self.name, infos, table)
-        wanted = {n: v for n, v in named.items() if {"both", kinds[n]} & set(params.phases)}
+        phases = set(params.phases)
+        wanted = {n: v for n, v in named.items() if n not in unfit and phases & {"both", kinds[n]}}
         if not wanted:
             raise RecipeError(
                 f"{self.name} would prune no layer",
@@ -205,7 +222,8 @@ class MagnitudePrune:
                 + ", ".join(f"{name} ({kind})" for name, kind in kinds.items()),
             )
         why = {n: "no phase is for its kind" if n in named else NOT_NAMED for n in kinds}
-        return wanted, {name: reason for name, reason in why.items() if name not in wanted}
+        left = {name: reason for name, reason in why.items() if name not in wanted}
+        return wanted, left | dict(unfit)
 
     def _prune(
         self, network: Network, wanted: Mapping[str, float], number: int

@@ -15,7 +15,7 @@ from flatsat.compressors.channels import ChannelGroup, find, kept_count
 from flatsat.compressors.dropout import connections, dropout_rates, scale_dropout
 from flatsat.compressors.graph import channel_groups, prune_network
 from flatsat.compressors.importance import l2, strongest
-from flatsat.compressors.layers import evaluating, layers
+from flatsat.compressors.layers import evaluating, layers, outside
 from flatsat.compressors.ratios import check_ratios, chosen, kinds_of, left_alone
 from flatsat.compressors.train import TrainParams, retrain
 from flatsat.datasets.fit import as_tensor
@@ -131,7 +131,8 @@ class NeuronPrune:
             "layers": told,
             "rounds": rounds,
             "dropout": {name: current.module.get_submodule(name).p for name, _, _ in rates},
-            "left": left_alone(groups, {group.name for group, _ in wanted}, reasons),
+            "left": left_alone(groups, {group.name for group, _ in wanted}, reasons)
+            | outside(network.module, infos),
             "cost": {"train_steps": steps, "forward_passes": passes},
         }
         if current is network:

@@ -79,6 +79,8 @@ def find_pairs(module: nn.Module) -> Pairs:
         if node.op != "call_module" or not isinstance(parts[name], _ConvNd | nn.Linear):
             continue
         found = _follow(node, traced, parts)
+        if isinstance(found, Pair) and (shared := traced.tied & {found.first, found.second}):
+            found = f"{min(shared)} shares its weights with another layer"
         if isinstance(found, Pair):
             pairs.append(found)
         else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -12,8 +12,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from flatsat.compressors.folding import fold_batch_norms
-from flatsat.compressors.graph import layers
 from flatsat.compressors.grids import Grid, nudged, quantise_on
+from flatsat.compressors.layers import layers, untreated
 from flatsat.compressors.linear_quant import (
     FakeQuantise,
     Quantised,
@@ -105,23 +105,25 @@ class QuantiseAwareTrain:
             UsageError: the training diverged.
         """
         network.require_free(self.name)
-        names = [info.name for info in layers(network.module, network.input_shape)]
+        infos = layers(network.module, network.input_shape)
+        names = [info.name for info in infos]
         check_layers(self.name, names, self.params.bits_by_layer, self.params.skip)
+        unfit = untreated(network.module, infos)
         folded: Mapping[str, str] = {}
-        left: Mapping[str, str] = {}
+        left = dict.fromkeys(self.params.skip, "skip names it") | unfit
         start = network
         if self.params.batch_norm == "fold":
             made = fold_batch_norms(network.module, network.masks)
             start = replace(network, module=made.module, masks=made.masks)
-            folded, left = made.layers, made.left
+            folded, left = made.layers, left | dict(made.left)
         chosen = [name for name in names if name not in self.params.skip]
-        module, trained = self._trained(start, chosen, ctx)
+        module, trained = self._trained(start, chosen, unfit, ctx)
         quantum, ranges = self._finish(module, trained)
         entry = {
             "step": self.name,
             "params": self.params.model_dump(mode="json"),
             "layers": trained.layers,
-            "left": [*self.params.skip, *left],
+            "left": left,
             "folded": dict(folded),
             "activations": ranges,
             "loss": trained.loss,
@@ -137,12 +139,16 @@ class QuantiseAwareTrain:
         return self.params.bits_by_layer.get(name, self.params.bits)
 
     def _trained(
-        self, start: Network, chosen: Sequence[str], ctx: StepContext
+        self, start: Network, chosen: Sequence[str], unfit: Collection[str], ctx: StepContext
     ) -> tuple[nn.Module, _Trained]:
-        """Return a copy of the start's module with trained weights on levels, and the rest."""
+        """Return a copy of the start's module with trained weights on levels, and the rest.
+
+        Inputs of the `chosen` layers are rounded, and the weights of those not in `unfit`.
+        """
         params = self.params
         observed = copy.deepcopy(start.module)
-        weights = _Weights(observed, {n: self._bits(n) for n in chosen}, params, start.masks)
+        bits = {name: self._bits(name) for name in chosen if name not in unfit}
+        weights = _Weights(observed, bits, params, start.masks)
         weights.place(observed)
         if params.activations is not None:
             delay = round(params.delay * steps_of(params, ctx))

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from flatsat.compressors.layers import LayerInfo, layers
+from flatsat.compressors.layers import LayerInfo, layers, untreated
 from flatsat.compressors.linear_quant import quantise_range
 from flatsat.compressors.train import TrainParams, retrain
 from flatsat.errors import RecipeError
@@ -165,7 +165,9 @@ class ShareWeights:
         network.require_free(self.name)
         found = layers(network.module, network.input_shape)
         self._check(found)
-        module, shared = self._clustered(network, found, ctx.seed)
+        unfit = untreated(network.module, found)
+        own = [info for info in found if info.name not in unfit]
+        module, shared = self._clustered(network, own, ctx.seed)
         steps = 0
         if self.params.epochs > 0:
             on_codebook = replace(network, module=module)
@@ -186,7 +188,12 @@ class ShareWeights:
             "step": self.name,
             "params": self.params.model_dump(mode="json"),
             "layers": told,
-            "left": [info.name for info in found if info.name not in shared],
+            "left": {
+                info.name: "no bits are given for it, or all its weights are masked"
+                for info in found
+                if info.name not in shared
+            }
+            | unfit,
             "cost": {"train_steps": steps, "forward_passes": 0},
         }
         frozen = f"{self.name} put the weights on codebooks that further changes would leave"

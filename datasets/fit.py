@@ -91,7 +91,7 @@ def fit(
     """
     _check(split, epochs=epochs, lr=lr, batch=batch, schedule=schedule)
     x, y = tensors(split)
-    spatial = any(isinstance(part, nn.Conv2d) for part in module.modules())
+    spatial = _bears_channels_last(module, x)
     batch = min(batch, len(split))
     per_epoch = len(split) // batch
     total = max(1, round(epochs * per_epoch))
@@ -220,6 +220,26 @@ def _batches(order: torch.Generator, count: int, batch: int) -> Iterator[Tensor]
 
 def _laid_out(images: Tensor, spatial: bool) -> Tensor:
     return images.contiguous(memory_format=torch.channels_last) if spatial else images
+
+
+def _bears_channels_last(module: nn.Module, x: Tensor) -> bool:
+    """Return whether a network of two-dimensional convolutions runs in that layout.
+
+    A `view` of a map, as many networks flatten theirs, can't read it.
+    """
+    if not any(isinstance(part, nn.Conv2d) for part in module.modules()):
+        return False
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        with torch.no_grad(), _channels_last(module, spatial=True):
+            module(_laid_out(x[:2], spatial=True))
+    except RuntimeError:
+        return False
+    finally:
+        for part, training in modes:
+            part.training = training
+    return True
 
 
 @contextlib.contextmanager

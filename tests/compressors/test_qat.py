@@ -268,7 +268,7 @@ def test_layers_can_be_left_or_have_bits_of_their_own(trained):
     made = train(network, ctx, bits=2, bits_by_layer={"fc": 3}, skip=("conv1",), epochs=0.5)
     told = {entry["name"]: entry["bits"] for entry in made.history[-1]["layers"]}
     assert told == {"conv2": 2, "fc": 3}
-    assert made.history[-1]["left"] == ["conv1"]
+    assert made.history[-1]["left"] == {"conv1": "skip names it"}
     assert len(torch.unique(made.module.get_submodule("conv1").weight)) > 16
     for wrong in ({"skip": ("conv9",)}, {"bits_by_layer": {"fc": 9}}):
         with pytest.raises(RecipeError, match="quantise-aware-train: "):
