@@ -95,7 +95,7 @@ class BiasCorrect:
 def _require_free_biases(step: str, history: Sequence[Mapping[str, object]]) -> None:
     for entry in history:
         params = entry.get("params")
-        if isinstance(params, Mapping) and params.get("biases") is not None:
+        if isinstance(params, Mapping) and params.get("biases") not in (None, False):
             raise RecipeError(
                 f"{step} can't follow: {entry['step']} put the biases on levels too",
                 hint=f"leave out {entry['step']}.biases",

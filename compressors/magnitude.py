@@ -51,6 +51,7 @@ class MagnitudeParams(StepParams):
             retrains (section 3.3).
         epochs: of each retraining; 0 for none.
         lr, batch, weight_decay: of the retraining.
+        shift: its images are moved by up to so many pixels on both axes, anew in each step.
         remove_dead: neurons without input or output: "zero" their weights and biases, "remove"
             them so that layers shrink, or "keep" them. Their weights go beside those that the
             sparsity asks for.
@@ -66,6 +67,7 @@ class MagnitudeParams(StepParams):
     lr: float = Field(0.02, gt=0.0)
     batch: int = Field(64, ge=1)
     weight_decay: float = Field(5e-4, ge=0.0)
+    shift: int = Field(default=0, ge=0, le=16)
     remove_dead: Literal["zero", "remove", "keep"] = "zero"
 
     @model_validator(mode="after")
@@ -277,6 +279,7 @@ class MagnitudePrune:
                 lr=params.lr,
                 batch=params.batch,
                 weight_decay=params.weight_decay,
+                shift=params.shift,
             ),
             purpose=f"{self.name} {number + 1}/{len(params.phases) * params.rounds}",
             still=still,

@@ -126,6 +126,14 @@ _STEPS = (
         last=True,
     ),
     StepEntry(
+        "rate-quantise",
+        "transform",
+        "rate_quant:RateQuantise",
+        "put weights on the levels of least error + price x bits (Choi et al. 2017)",
+        last=True,
+        needs=("train",),
+    ),
+    StepEntry(
         "equalise",
         "transform",
         "equalise:Equalise",

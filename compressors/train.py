@@ -32,6 +32,7 @@ class TrainParams(StepParams):
         batch: images a step.
         weight_decay: L2 term of weights; biases and batch norm have none.
         schedule: of the learning rate: "one-cycle", "cosine" or "constant".
+        shift: images are moved by up to so many pixels on both axes, anew in each step.
     """
 
     epochs: float = Field(2.0, gt=0.0, le=10_000.0)
@@ -39,6 +40,7 @@ class TrainParams(StepParams):
     batch: int = Field(64, ge=1)
     weight_decay: float = Field(5e-4, ge=0.0)
     schedule: Schedule = "one-cycle"
+    shift: int = Field(default=0, ge=0, le=16)
 
 
 class FineTune:
@@ -128,6 +130,7 @@ def retrain(
             batch=params.batch,
             weight_decay=params.weight_decay,
             schedule=params.schedule,
+            shift=params.shift,
             seed=integer_seed(ctx.seed, f"compressors.{purpose}/{len(network.history)}"),
             after_step=stepped,
             progress=ctx.progress,

@@ -56,6 +56,7 @@ def fit(
     weight_decay: float = 5e-4,
     momentum: float = 0.9,
     schedule: Schedule = "one-cycle",
+    shift: int = 0,
     loss: Loss | None = None,
     after_step: Callable[[nn.Module], None] | None = None,
     progress: Progress | None = None,
@@ -79,6 +80,8 @@ def fit(
         momentum: of SGD.
         schedule: "one-cycle": linearly up to `lr` over the first 30 % of the steps, then a cosine
             down to nearly 0 (Smith and Topin 2018); "cosine": down from `lr`; "constant".
+        shift: each image of each step is moved by up to so many pixels on both axes, its edges
+            repeated: as if there were more images, where that keeps their labels.
         loss: callable(logits, labels, positions in the split) -> scalar; None: cross-entropy.
         after_step: called with the module after every step, without gradients (to hold masks).
             Convolution weights are channels-last then: `reshape` works on them, `view` may not.
@@ -90,6 +93,8 @@ def fit(
         UsageError: a setting out of range, or the loss is not finite any more.
     """
     _check(split, epochs=epochs, lr=lr, batch=batch, schedule=schedule)
+    if shift < 0 or (shift and split.x.ndim != 4):
+        raise UsageError(f"shift is {shift}", hint="give 0 pixels, or more where inputs are images")
     x, y = tensors(split)
     spatial = _bears_channels_last(module, x)
     batch = min(batch, len(split))
@@ -97,6 +102,7 @@ def fit(
     total = max(1, round(epochs * per_epoch))
     optimiser = _sgd(module, lr, momentum, weight_decay)
     order = torch.Generator().manual_seed(integer_seed(seed, "datasets.fit/order"))
+    moves = torch.Generator().manual_seed(integer_seed(seed, "datasets.fit/shift"))
     criterion = _cross_entropy if loss is None else loss
     report_every = max(1, total // 200)
     losses: list[float] = []
@@ -106,7 +112,8 @@ def fit(
         for step, index in zip(range(total), _batches(order, len(split), batch), strict=False):
             for group in optimiser.param_groups:
                 group["lr"] = lr * rate(schedule, step, total)
-            value = criterion(module(_laid_out(x[index], spatial)), y[index], index)
+            images = shifted(x[index], shift, moves) if shift else x[index]
+            value = criterion(module(_laid_out(images, spatial)), y[index], index)
             losses.append(value.item())
             if not math.isfinite(losses[-1]):
                 module.eval()
@@ -130,6 +137,16 @@ def fit(
         wall_s=time.perf_counter() - wall_started,
         loss=float(np.mean(losses[-per_epoch:])),
     )
+
+
+def shifted(x: Tensor, most: int, draw: torch.Generator) -> Tensor:
+    """Return images (n, c, h, w), each moved by -most to most pixels on both axes."""
+    n, _, height, width = x.shape
+    padded = F.pad(x, (most,) * 4, mode="replicate")
+    rows, columns = torch.randint(0, 2 * most + 1, (2, n, 1), generator=draw)
+    rows, columns = rows + torch.arange(height), columns + torch.arange(width)
+    images = torch.arange(n)[:, None, None]
+    return padded[images, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
 def rate(schedule: Schedule, step: int, total: int) -> float:

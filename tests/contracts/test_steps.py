@@ -52,6 +52,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "linear-quantise": {"bits": 4, "activations": 8, "n": 32},
     "quantise-aware-train": {"bits": 4, "epochs": 1},
     "share-weights": {"bits": {"conv": 4, "fc": 3}, "epochs": 1},
+    "rate-quantise": {"price": 1e-6, "rounds": 2, "epochs": 1, "n": 64},
     "onnx": {"goldens": 24},
     "int8": {"n": 32},
     "tflite": {"goldens": 24},

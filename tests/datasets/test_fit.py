@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from flatsat.datasets.fit import evaluate, fit, predict, rate, tensors
+from flatsat.datasets.fit import evaluate, fit, predict, rate, shifted, tensors
 from flatsat.datasets.nets import build
 from flatsat.datasets.splits import Split
 from flatsat.errors import DataError, UsageError
@@ -205,3 +205,20 @@ def test_predict_keeps_mode_and_order_and_warns_of_nothing() -> None:
     assert (y.numpy() == split.y).all()
     expected = (whole.argmax(1) == split.y).mean()
     assert evaluate(module, split) == pytest.approx(expected)
+
+
+def test_shifted_images_are_the_image_moved_with_its_edges_repeated():
+    image = torch.arange(2 * 5 * 4, dtype=torch.float32).reshape(1, 2, 5, 4)
+    padded = torch.nn.functional.pad(image, (2, 2, 2, 2), mode="replicate")
+    possible = [padded[0, :, r : r + 5, c : c + 4] for r in range(5) for c in range(5)]
+    moved = shifted(image.repeat(200, 1, 1, 1), 2, torch.Generator().manual_seed(0))
+    found = {
+        next(i for i, one in enumerate(possible) if torch.equal(one, image)) for image in moved
+    }
+    assert len(found) == 25
+
+
+def test_a_shift_needs_images():
+    flat = Split("train", np.zeros((8, 4), np.float32), np.zeros(8, np.int64))
+    with pytest.raises(UsageError, match="shift is 1"):
+        fit(nn.Linear(4, 2), flat, epochs=1, lr=0.1, seed=0, shift=1)
