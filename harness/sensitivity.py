@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 from dataclasses import dataclass, replace
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING
 from flatsat.errors import InfrastructureError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from flatsat.compressors.sensitivity import Scan, ScanMethod, Scanner
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from flatsat.reports.figures_sensitivity import SensitivityScan
 
 IMAGES = 1000
+_WORTH_THREADS_MACS = 20_000_000
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,10 @@ class SensitivityResult:
         step, key: of the recipe's step that does the same: its name, and its table by layer.
         room: layer -> the hardest value up to which it alone never lost more than `request.drop`;
             layers without one are missing.
+        milder: so many of the tried values less than its room each layer has in `held`.
+        held: layer -> value: all at once lose no more than `request.drop`; empty where nothing
+            does.
+        held_accuracy: of that, None where `held` is empty.
         forward_passes: images that went through a network.
     """
 
@@ -61,6 +67,9 @@ class SensitivityResult:
     step: str
     key: str
     room: dict[str, float]
+    milder: int
+    held: dict[str, float]
+    held_accuracy: float | None
     forward_passes: int
 
 
@@ -96,13 +105,28 @@ def scan_network(
         cache_dir=cache_dir,
         progress=progress,
     )
-    scanner = Scanner(
-        Network(trained.module, workload.image_shape),
-        ctx,
-        method=method.name,
-        images=request.images,
-    )
-    return _result(request, scanner, scanner.scan(values), workload.metric)
+    with _threads(workload.cost(network).macs):
+        scanner = Scanner(
+            Network(trained.module, workload.image_shape),
+            ctx,
+            method=method.name,
+            images=request.images,
+        )
+        return suggest(request, scanner, scanner.scan(values), workload.metric)
+
+
+@contextlib.contextmanager
+def _threads(macs: int) -> Iterator[None]:
+    """Use one thread for a network so small that a second one only waits for the first."""
+    import torch
+
+    before = torch.get_num_threads()
+    if macs < _WORTH_THREADS_MACS:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def write_page(result: SensitivityResult, out: Path) -> None:
@@ -168,9 +192,17 @@ def _unwritable(path: Path, error: OSError) -> UsageError | InfrastructureError:
     return UsageError(text, hint="name another file")
 
 
-def _result(
+def suggest(
     request: SensitivityRequest, scanner: Scanner, found: Scan, metric: str
 ) -> SensitivityResult:
+    """Return what a scan suggests: each layer's room, and what the layers bear at once.
+
+    Args:
+        request: what was asked.
+        scanner: that made the scan; it tries the layers together.
+        found: the scan.
+        metric: of the workload.
+    """
     from flatsat.reports.figures_sensitivity import (
         SensitivityCurve,
         SensitivityScan,
@@ -199,25 +231,69 @@ def _result(
     loss = request.drop / 100
     rooms = {curve.layer: tolerated(curve, found.dense, loss) for curve in curves}
     room = {layer: value for layer, value in rooms.items() if value is not None}
+    milder, held, held_accuracy = 0, room, scanner.accuracy(room)
+    assert held_accuracy is not None  # Each was measured alone.
     if room:
-        together = scanner.accuracy(room)
-        assert together is not None  # Each was measured alone.
-        scan = replace(
-            scan,
-            together=(loss, together),
-            recipe=_recipe(method, room, [c.layer for c in curves] + [n for n, _ in found.skipped]),
-        )
-    return SensitivityResult(request, scan, method.step, method.key, room, scanner.forward_passes)
+        scan = replace(scan, together=(loss, held_accuracy))
+    tried = {curve.layer: [value for value, _ in curve.points] for curve in curves}
+    while held and (held_accuracy is None or found.dense - held_accuracy > loss + 1e-9):
+        milder += 1
+        held = _milder(room, tried, milder)
+        held_accuracy = scanner.accuracy(held)
+    left = [curve.layer for curve in curves] + [name for name, _ in found.skipped]
+    return SensitivityResult(
+        request=request,
+        scan=replace(scan, recipe=_recipe(method, scan, room, held if milder else {}, left)),
+        step=method.step,
+        key=method.key,
+        room=room,
+        milder=milder,
+        held=held,
+        held_accuracy=held_accuracy if held else None,
+        forward_passes=scanner.forward_passes,
+    )
 
 
-def _recipe(method: ScanMethod, room: dict[str, float], layers: Sequence[str]) -> str:
-    """Return the step of a recipe that gives each layer its value, and leaves the others."""
+def _milder(
+    room: Mapping[str, float], tried: Mapping[str, Sequence[float]], steps: int
+) -> dict[str, float]:
+    """Return each layer so many values before its room; one that had fewer stays dense."""
+    places = {layer: tried[layer].index(value) - steps for layer, value in room.items()}
+    return {layer: tried[layer][place] for layer, place in places.items() if place >= 0}
+
+
+def _recipe(
+    method: ScanMethod,
+    scan: SensitivityScan,
+    room: Mapping[str, float],
+    held: Mapping[str, float],
+    layers: Sequence[str],
+) -> str:
+    """Return a recipe's step that gives each layer its room, with what holds at once beside it."""
     from flatsat.reports.toml_text import inline
 
-    table: dict[str, object] = dict(room)
-    lines = ["[[recipe.NAME.step]]", f"use = {inline(method.step)}"]
-    if method.unit == "bits":
-        table = {name: int(value) for name, value in room.items()}
-        left = [layer for layer in layers if layer not in room]
-        lines += [f"skip = {inline(left)}"] if left else []
-    return "\n".join([*lines, f"{method.key} = {inline(table)}"])
+    if scan.together is None:
+        return ""
+    loss, together = scan.together
+    points = f"{100 * loss:g} {'point' if loss == 0.01 else 'points'}"
+    lines = [
+        "[[recipe.NAME.step]]",
+        f"use = {inline(method.step)}",
+        f"# Each alone loses at most {points}; all at once leave {100 * together:.1f} % before "
+        "retraining.",
+        *_table(method, room, layers),
+    ]
+    if held:
+        lines.append(f"# All at once lose at most {points} with these instead:")
+        lines += [f"# {line}" for line in _table(method, held, layers)]
+    return "\n".join(lines)
+
+
+def _table(method: ScanMethod, values: Mapping[str, float], layers: Sequence[str]) -> list[str]:
+    from flatsat.reports.toml_text import inline
+
+    if method.unit == "share":
+        return [f"{method.key} = {inline(dict(values))}"]
+    bits = {name: int(value) for name, value in values.items()}
+    left = [layer for layer in layers if layer not in values]
+    return [*([f"skip = {inline(left)}"] if left else []), f"{method.key} = {inline(bits)}"]

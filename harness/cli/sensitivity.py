@@ -175,6 +175,10 @@ def _show(console: Console, result: SensitivityResult) -> None:
         facts.append(
             ("together", f"{percent(scan.together[1])} with every layer at its room at once")
         )
+    if result.milder:
+        steps = f"{result.milder} step{'' if result.milder == 1 else 's'} milder"
+        held = f"{percent(result.held_accuracy)} with each {steps}"
+        facts.append(("", held if result.held else "no milder set of those tried holds at once"))
     console.print(facts_table(facts))
     if scan.recipe:
         console.print("\nAs a step of a recipe:", style="dim")
@@ -247,6 +251,7 @@ def _json(result: SensitivityResult) -> dict[str, object]:
         "drop_points": request.drop,
         "together": None if together is None else together[1],
         "step": {"use": result.step, result.key: result.room},
+        "held": {"milder": result.milder, "values": result.held, "accuracy": result.held_accuracy},
         "recipe": scan.recipe,
         "forward_passes": result.forward_passes,
     }

@@ -15,9 +15,10 @@ import torch
 from PIL import Image
 
 from flatsat.compressors.recipe import check, from_mapping
-from flatsat.compressors.sensitivity import METHODS, Scanner
+from flatsat.compressors.sensitivity import METHODS, LayerScan, Scan, Scanner, Target
 from flatsat.harness.cli.completion import complete_workloads
 from flatsat.harness.cli.sensitivity import Method
+from flatsat.harness.sensitivity import SensitivityRequest, suggest
 
 Flatsat = Callable[..., Any]
 OWN = ("sensitivity", "images-32/lenet5", "--data", "photos", "--open", "no")
@@ -88,12 +89,27 @@ def test_what_is_suggested_is_a_recipes_step(own: Flatsat, tmp_path: Path, metho
         assert [value for value, _ in layer["points"]] == list(known.values)
         held = [a for v, a in layer["points"] if layer["room"] and _mild(known.unit, v, layer)]
         assert all(told["dense"] - accuracy <= 0.01 + 1e-9 for accuracy in held)
-    table = tomllib.loads(
-        f'[recipe.NAME]\nworkload = "images-32/lenet5"\ndata = "photos"\n{told["recipe"]}'
-    )["recipe"]["NAME"]
-    (step,) = table["step"]
+    step = _step(told["recipe"])
     assert (step["use"], step[known.key]) == (known.step, told["step"][known.key])
+    held = told["held"]
+    if held["values"]:
+        assert told["dense"] - held["accuracy"] <= 0.01 + 1e-9
+    if held["milder"]:
+        assert told["dense"] - told["together"] > 0.01
+    if held["milder"] and held["values"]:
+        lines = told["recipe"].splitlines()
+        instead = [line.removeprefix("# ") for line in lines if line.startswith(f"# {known.key}")]
+        assert _step("\n".join([*lines[:2], *instead]))[known.key] == held["values"]
+
+
+def _step(recipe: str) -> dict[str, Any]:
+    """Read what is suggested as a user would paste it."""
+    table = tomllib.loads(
+        f'[recipe.NAME]\nworkload = "images-32/lenet5"\ndata = "photos"\n{recipe}'
+    )["recipe"]["NAME"]
     check(from_mapping("NAME", table))
+    (step,) = table["step"]
+    return dict(step)
 
 
 def _mild(unit: str, value: float, layer: dict[str, Any]) -> bool:
@@ -154,3 +170,27 @@ def test_help_has_examples_and_methods_are_those_of_the_scan(flatsat: Flatsat) -
     assert [method.value for method in Method] == list(METHODS)
     found = [name for name, _ in complete_workloads(None, "mnist-mini/le")]  # type: ignore[arg-type]
     assert found == ["mnist-mini/lenet300", "mnist-mini/lenet5"]
+
+
+class Fragile:
+    """A network whose layers bear much alone and little together."""
+
+    images, skipped, forward_passes = 100, (), 0
+
+    def accuracy(self, settings: dict[str, float]) -> float:
+        return 1.0 - max(0.0, sum(settings.values()) - 1.0)
+
+
+def test_what_layers_bear_alone_is_milder_until_they_bear_it_together() -> None:
+    layers = tuple(
+        LayerScan(Target(name, (), 10), ((0.3, 1.0), (0.5, 1.0), (0.9, accuracy)))
+        for name, accuracy in (("a", 1.0), ("b", 0.9), ("c", 0.995))
+    )
+    found = Scan(METHODS["magnitude"], 100, 1.0, layers, (), 0)
+    result = suggest(SensitivityRequest("w/n"), Fragile(), found, "accuracy")  # type: ignore[arg-type]
+    assert result.room == {"a": 0.9, "b": 0.5, "c": 0.9}
+    assert result.scan.together == (0.01, pytest.approx(-0.3))
+    # One step milder: 0.5 + 0.3 + 0.5 is still too much; two steps leave b dense.
+    assert (result.milder, result.held) == (2, {"a": 0.3, "c": 0.3})
+    assert result.held_accuracy == 1.0
+    assert "# sparsity = { a = 0.3, c = 0.3 }" in result.scan.recipe
