@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -66,16 +66,19 @@ def reference(one: Taken, group: Sequence[Taken]) -> Taken | None:
 
 
 def equal_macs(one: Taken, group: Sequence[Taken]) -> Taken | None:
-    """Return the narrow network with about as many MACs, of the same precision if there is one."""
-    macs = one.known.candidate.macs
+    """Return the narrow network with about as many MACs, of the same precision if there is one.
+
+    For a runtime that leaves zeros out, only products with a non-zero weight count as MACs.
+    """
+    macs = _macs(one)
     if one.known.candidate.role not in ("compressed", "imported") or not macs:
         return None
     near = [
-        (abs(math.log(other.known.candidate.macs / macs)), other)
+        (abs(math.log(theirs / macs)), other)
         for other in group
         if other.context == one.context
         and other.known.candidate.role == "equal-macs"
-        and other.known.candidate.macs
+        and (theirs := _macs(other))
     ]
     near = [pair for pair in near if pair[0] <= math.log1p(_EQUAL_MACS)]
     precision = one.known.artifact.role
@@ -83,6 +86,27 @@ def equal_macs(one: Taken, group: Sequence[Taken]) -> Taken | None:
     floats = [pair for pair in near if pair[1].known.artifact.role == "float"]
     fitting = alike or floats
     return min(fitting, key=lambda pair: pair[0])[1] if fitting else None
+
+
+def _macs(one: Taken) -> float | None:
+    """Return the MACs that an artifact's runtime does, None where not known."""
+    candidate = one.known.candidate
+    if one.known.artifact.role != "sparse" or not candidate.layers:
+        return candidate.macs
+    return products(candidate.layers)
+
+
+def products(layers: Sequence[Mapping[str, object]]) -> float:
+    """Return the MACs of layers without those whose weight is zero."""
+    told = [[layer.get(key) for key in ("macs", "nonzeros", "params")] for layer in layers]
+    return sum(
+        macs * nonzeros / params
+        for macs, nonzeros, params in told
+        if isinstance(macs, int)
+        and isinstance(nonzeros, int)
+        and isinstance(params, int)
+        and params
+    )
 
 
 def float_form(one: Taken, group: Sequence[Taken]) -> Taken | None:

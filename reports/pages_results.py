@@ -6,6 +6,7 @@ column is one board, clock, runtime and thread count, and nothing is ranked acro
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
         RatioReport,
         RunReport,
     )
+    from flatsat.reports.model_survey import Kept
     from flatsat.reports.sizes import Sized
 
 _SPARSE_RUNTIMES = ("sparse",)
@@ -30,6 +32,7 @@ _FULL = 0.9
 """Kept shares above this count as dense: quantisation alone puts a few weights on zero."""
 _SAME_MACS = 1.05
 _IDLE = {"equal": "nothing", "slower": "nothing", "inconclusive": "unsettled"}
+_COSTS = ("cpu_s", "train_steps", "forward_passes")
 _ROLES = ("reference", "equal-macs", "compressed", "imported")
 
 
@@ -85,10 +88,13 @@ class Narrow:
     """The dense narrow network of as many MACs, beside a compressed one.
 
     Attributes:
-        ratio: this file's speed against it on the first board that ran both.
+        where: runtime and board that ran both: the first, a dense runtime before one that leaves
+            zeros out, where products with a zero don't count as MACs.
+        ratio: this file's speed against it there.
     """
 
     label: str
+    where: str
     accuracy: Judged | None
     ratio: RatioReport
 
@@ -100,12 +106,15 @@ class ResultRow:
     Attributes:
         method: its steps in words.
         zeros: share of the weights it holds that are zero.
+        unstructured: its zeros stand singly, so that a dense runtime has as many MACs as before.
         files: (format, bytes, coder or "", coded bytes or 0) of each.
         smallest: the smallest form that is known, and how many times smaller than the dense
             network in float32.
         by_macs, by_nonzeros: speed-up that a count of MACs promises, and a count of those with a
             non-zero weight; the latter None where the weights are dense.
         cells: one a column, None where it was not measured there.
+        cost: of compression, without what was spent on the candidate's files of other precisions:
+            "cpu_s", "train_steps", "forward_passes", those that are known.
     """
 
     candidate: CandidateReport
@@ -113,6 +122,7 @@ class ResultRow:
     label: str
     method: str
     zeros: float
+    unstructured: bool
     files: tuple[tuple[str, int, str, int], ...]
     smallest: Sized | None
     smaller: float | None
@@ -121,6 +131,7 @@ class ResultRow:
     cells: tuple[Cell | None, ...]
     accuracy: Judged | None
     narrow: Narrow | None
+    cost: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -128,7 +139,7 @@ class Results:
     """The table of one workload.
 
     Attributes:
-        idle: what dense runtimes make of zeros, one sentence a column that has some.
+        idle: what runtimes make of zeros, one sentence a column that has some.
         more: networks whose speed alone was measured, which are left out.
         virtual: whether a column counts instructions; dtypes: and int8 stands beside float there.
     """
@@ -203,6 +214,7 @@ def _row(
         label=candidate.label if precision == "float" else f"{candidate.label} {precision}",
         method=techniques.method(candidate, precision),
         zeros=1 - _density(candidate),
+        unstructured=unstructured,
         files=tuple(
             (form, size, *kept.coded.get(sha, ("", 0)))
             for sha, form, _, size in sorted(mine, key=lambda a: a[1] != "onnx")
@@ -214,7 +226,22 @@ def _row(
         cells=tuple(_cell(column, sections, measured, unstructured) for column in columns),
         accuracy=judged.on_board(report, candidate, precision),
         narrow=_narrow(report, measured),
+        cost=_cost(candidate, kept, precision),
     )
+
+
+def _cost(candidate: CandidateReport, kept: Kept, precision: str) -> dict[str, float]:
+    """Return the candidate's cost less that of passes which made its other files."""
+    cost = {key: candidate.cost[key] for key in _COSTS if key in candidate.cost}
+    for told in kept.history:
+        role, passes = told.get("role"), told.get("cost", {})
+        if not isinstance(role, str) or techniques.numbers(role) == precision:
+            continue
+        spent = {**(passes if isinstance(passes, Mapping) else {}), "cpu_s": told.get("cpu_s", 0)}
+        for key in cost:
+            used = spent.get(key, 0)
+            cost[key] = max(0.0, cost[key] - used) if isinstance(used, int | float) else cost[key]
+    return cost
 
 
 def _family(candidate: CandidateReport, precision: str) -> str:
@@ -259,10 +286,10 @@ def _cell(
     if ratio is not None and ratio.value is None:
         ratio = None
     idle = ""
-    if unstructured and ratio is not None and not column.runtime.startswith(_SPARSE_RUNTIMES):
+    if unstructured and ratio is not None and not _leaves_zeros_out(column.runtime):
         idle = _IDLE.get(ratio.verdict, "")
     across = None
-    if (ratio is None and m.role != "reference") or column.runtime.startswith(_SPARSE_RUNTIMES):
+    if (ratio is None and m.role != "reference") or _leaves_zeros_out(column.runtime):
         across = _across(column, sections, m.p50_ns)
     return Cell(m.p50_ns.value, ratio, across, idle)
 
@@ -299,24 +326,36 @@ def _across(column: Column, sections: Sequence[BoardSection], mine: Estimate) ->
 def _narrow(
     report: RunReport, measured: Sequence[tuple[BoardSection, MeasurementReport]]
 ) -> Narrow | None:
-    for section, m in measured:
+    for section, m in sorted(measured, key=lambda one: _leaves_zeros_out(one[1].runtime)):
         ratio = m.versus_equal_macs
         if ratio is None or ratio.value is None:
             continue
         other = section.find(ratio.against)
         held = None if other is None else report.candidate(other.candidate_id)
-        accuracy = None
+        label, accuracy = ratio.against, None
         if other is not None and held is not None:
-            accuracy = judged.on_board(report, held, other.precision)
-        return Narrow(ratio.against, accuracy, ratio)
+            precision = techniques.numbers(other.precision)
+            label = held.label if precision == "float" else f"{held.label} {precision}"
+            accuracy = judged.on_board(report, held, precision)
+        return Narrow(label, f"{m.runtime}, {section.board}", accuracy, ratio)
     return None
 
 
+def _leaves_zeros_out(runtime: str) -> bool:
+    return runtime.startswith(_SPARSE_RUNTIMES)
+
+
 def _idle(columns: Sequence[Column], rows: Sequence[ResultRow]) -> tuple[str, ...]:
-    """Return a sentence for each column in which zeros bring nothing."""
+    """Return a sentence for each column in which zeros bring nothing, or something."""
     said: list[str] = []
     for i, column in enumerate(columns):
         cells = [(row, cell) for row in rows if (cell := row.cells[i]) is not None]
+        if _leaves_zeros_out(column.runtime):
+            told = [_gains(row, cell.across) for row, cell in cells if row.unstructured]
+            if told := [one for one in told if one]:
+                where = f"{column.runtime} on {column.board}"
+                said.append(f"{where} leaves zeros out: {_first(told)}.")
+            continue
         settled = [_runs(row, cell) for row, cell in cells if cell.idle == "nothing"]
         where = f"{column.runtime} on {column.board}"
         if settled:
@@ -328,6 +367,19 @@ def _idle(columns: Sequence[Column], rows: Sequence[ResultRow]) -> tuple[str, ..
         if open_ and not settled:
             said.append(f"No gain from zeros is shown in {where}: {_first(open_)}.")
     return tuple(said)
+
+
+def _gains(row: ResultRow, across: Across | None) -> str:
+    """Return how fast a runtime that leaves zeros out is beside the quickest that does not."""
+    if across is None:
+        return ""
+    told = f"{row.label} ({words.percent(row.zeros, 0)} zeros) runs {words.times(across.value)}"
+    told += f" as fast as the dense network in {across.runtime}"
+    if across.low is not None and across.high is not None:
+        told += f" ({words.between(across.value, across.low, across.high)})"
+    if across.value <= 1 or (across.low is not None and across.low <= 1):
+        told += ", no gain" if across.value <= 1 else ", no gain shown"
+    return told
 
 
 def _runs(row: ResultRow, cell: Cell) -> str:

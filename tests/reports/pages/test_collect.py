@@ -61,7 +61,13 @@ class Record:
 
     def candidate(self, name, role, *, macs=1000, kept=1.0, roles=("float",), workload=WORKLOAD):
         layers = [
-            {"name": layer, "kind": "fc", "params": 100, "nonzeros": int(100 * kept), "macs": 10}
+            {
+                "name": layer,
+                "kind": "fc",
+                "params": 100,
+                "nonzeros": int(100 * kept),
+                "macs": macs // 100,
+            }
             for layer in LAYERS
         ]
         row = CandidateRow(
@@ -228,6 +234,41 @@ def test_a_file_without_zeros_is_held_against_the_dense_one_of_its_own_runtime(r
     assert skipping.ratio.verdict == "faster"
     assert skipping.across.runtime == "onnxruntime"
     assert skipping.across.value == pytest.approx(100 / 30, rel=0.02)
+    idle, gains = table.idle
+    assert idle.startswith("onnxruntime on host multiplies zeros like any other weight")
+    assert gains.startswith("sparse-c on host leaves zeros out: pruned (90\u00a0% zeros) runs 3.3")
+    assert "as fast as the dense network in onnxruntime (" in gains
+    assert "no gain" not in gains
+
+
+def test_zeros_that_are_left_out_at_a_loss_are_said_to_bring_no_gain(record):
+    record.candidate("dense", "reference", roles=("float", "sparse"))
+    record.candidate("pruned", "compressed", kept=0.5, roles=("float", "sparse"))
+    for name, us in (("dense", 180), ("pruned", 120)):
+        record.latency(name, us, precision="sparse", runtime="sparse-c")
+        record.latency(name, 100)
+    (table,) = pages_results.results(collect(record.store, "r1"))
+    assert table.idle[-1].startswith("sparse-c on host leaves zeros out: pruned")
+    assert table.idle[-1].endswith(", no gain.")
+
+
+def test_where_zeros_are_left_out_the_narrow_network_has_as_many_useful_macs(record):
+    record.candidate("dense", "reference", roles=("float", "sparse"))
+    record.candidate("pruned", "compressed", kept=0.5, roles=("float", "sparse"))
+    record.candidate("half", "equal-macs", macs=500, roles=("float", "sparse"))
+    for name, us in (("dense", 90), ("pruned", 60), ("half", 50)):
+        record.latency(name, us, precision="sparse", runtime="sparse-c")
+        record.latency(name, 100)
+    record.accuracy("half", range(100))
+    record.accuracy("pruned", range(100))
+    report = collect(record.store, "r1")
+    assert _find(report, "pruned float").versus_equal_macs is None
+    assert _find(report, "pruned sparse").versus_equal_macs.against == "half sparse"
+    (table,) = pages_results.results(report)
+    (row,) = (row for row in table.rows if row.label == "pruned")
+    assert (row.narrow.label, row.narrow.where) == ("half", "sparse-c, host")
+    assert row.narrow.ratio.value == pytest.approx(50 / 60, rel=0.02)
+    assert row.narrow.accuracy.value == 0.9
 
 
 def test_accuracy_is_paired_on_the_same_images(record):

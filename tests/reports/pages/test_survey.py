@@ -284,7 +284,7 @@ def test_the_table_of_methods_stands_beside_dense_and_narrow(methods):
     assert row.by_macs == pytest.approx(2_293_000 / 1_116_000)
     assert row.by_nonzeros is None
     assert row.cells[0].ratio.verdict == "faster"
-    assert row.narrow.label == "narrow-50"
+    assert (row.narrow.label, row.narrow.where) == ("narrow-50", "onnxruntime, host")
     assert row.narrow.accuracy.value == 0.958
     assert row.accuracy.n == 1000
     reference = _row(table, "reference")
@@ -332,7 +332,36 @@ def test_zeros_are_not_called_idle_where_they_are_seen_to_help(methods):
             replace(methods, sections=(replace(section, measurements=measured),))
         )
         assert not any(cell is not None and cell.idle for r in table.rows for cell in r.cells)
-        assert table.idle == ()
+        assert not any("multiplies zeros" in said for said in table.idle)
+
+
+def test_a_row_has_no_cost_of_passes_that_made_files_of_another_precision(methods):
+    first = next(c for c in methods.candidates if c.label == "filters-50")
+    both = replace(
+        first,
+        artifacts=(*first.artifacts, ("sha-8", "onnx", "int8", 5)),
+        cost={"cpu_s": 10.0, "train_steps": 70.0, "forward_passes": 256.0},
+    )
+    history = (
+        {"step": "fine-tune", "cost": {"train_steps": 70, "forward_passes": 0}, "cpu_s": 7.0},
+        {"step": "int8", "role": "int8", "cost": {"forward_passes": 256}, "cpu_s": 2.5},
+    )
+    section = methods.sections[0]
+    eight = replace(section.find("filters-50"), artifact="sha-8", precision="int8")
+    (table,) = pages_results.results(
+        replace(
+            methods,
+            candidates=tuple(both if c is first else c for c in methods.candidates),
+            survey=Survey({both.candidate_id: Kept(history=history)}),
+            sections=(replace(section, measurements=(*section.measurements, eight)),),
+        )
+    )
+    assert _row(table, "filters-50").cost == {
+        "cpu_s": 7.5,
+        "train_steps": 70.0,
+        "forward_passes": 0.0,
+    }
+    assert _row(table, "filters-50 int8").cost == both.cost
 
 
 def test_a_runtime_without_the_dense_network_is_held_against_it_elsewhere(methods):
