@@ -117,7 +117,29 @@ class Grouped(nn.Module):
         return self.head(F.relu(self.after(x)).mean((2, 3)))
 
 
-NETS = [Plain, Residual, Concat, Depthwise, Grouped]
+class Twice(nn.Module):
+    """A convolution and a linear layer, each called twice."""
+
+    shape = (3, 6, 6)
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 6, 1)
+        self.again = nn.Conv2d(6, 6, 3, padding=1)
+        self.norm = nn.BatchNorm2d(6)
+        self.narrow = nn.Conv2d(6, 5, 1)
+        self.fc = nn.Linear(5, 5)
+        self.head = nn.Linear(5, 4)
+
+    def forward(self, x):
+        x = F.relu(self.stem(x))
+        for _ in range(2):
+            x = F.relu(self.norm(self.again(x)))
+        x = F.relu(self.narrow(x)).mean((2, 3))
+        return self.head(F.relu(self.fc(F.relu(self.fc(x)))))
+
+
+NETS = [Plain, Residual, Concat, Depthwise, Grouped, Twice]
 
 
 def made(kind, seed=0):
@@ -289,6 +311,41 @@ class Scaled(nn.Module):
         return self.head((self.a(x) * self.scale).mean((2, 3)))
 
 
+class Gated(nn.Module):
+    """Each channel of the first half is scaled by one of the second."""
+
+    shape = (3, 6, 6)
+
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Conv2d(3, 8, 3)
+        self.b = nn.Conv2d(4, 6, 3)
+        self.head = nn.Linear(6, 4)
+
+    def forward(self, x):
+        return self.head(F.relu(self.b(F.glu(self.a(x), 1))).mean((2, 3)))
+
+
+class Detached(nn.Module):
+    """No gradient of the output reaches the first layer; a third gives nothing to it."""
+
+    shape = (3, 6, 6)
+
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Conv2d(3, 6, 3)
+        self.b = nn.Conv2d(6, 5, 1)
+        self.unread = nn.Linear(5, 7)
+        self.head = nn.Linear(5, 4)
+
+    def forward(self, x):
+        with torch.no_grad():
+            x = F.relu(self.a(x))
+        x = self.b(x).mean((2, 3))
+        self.unread(x.square())
+        return self.head(F.relu(x))
+
+
 @pytest.mark.parametrize(
     ("kind", "unprunable", "prunable"),
     [
@@ -296,6 +353,8 @@ class Scaled(nn.Module):
         (Sigmoid, {"a", "b"}, set()),
         (WithInput, {"a", "b"}, {"c"}),
         (Scaled, {"a"}, set()),
+        (Gated, {"a"}, {"b"}),
+        (Detached, {"a", "b", "unread"}, set()),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
@@ -304,6 +363,8 @@ def test_what_would_go_wrong_is_left_alone_with_a_reason(kind, unprunable, pruna
     assert {g.name for g in groups if g.prunable} == prunable
     assert {g.name for g in groups if not g.prunable} == unprunable | {"head"}
     assert all(group.reason for group in groups if not group.prunable)
+    made_by = [layer for group in groups for layer in group.layers]
+    assert sorted(made_by) == sorted(info.name for info in layers(made(kind), kind.shape))
 
 
 def test_a_wrong_map_of_channels_is_caught():

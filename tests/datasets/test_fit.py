@@ -120,6 +120,33 @@ def test_frozen_parameters_stay_and_layout_is_given_back() -> None:
     assert all(p.is_contiguous() for p in module.parameters())
 
 
+class Viewing(nn.Module):
+    """Flattens its maps by a view, which can't read them channels-last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 4, 3)
+        self.norm = nn.BatchNorm2d(4)
+        self.head = nn.Linear(144, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.relu(self.norm(self.conv(x)))
+        return self.head(x.view(x.size(0), -1))
+
+
+def test_a_network_that_flattens_by_view_is_trained() -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        module = Viewing().eval()
+    split = make_split()
+    train(module, split, epochs=0.1)
+    # Trying the layout is no step: the batch norm has seen one batch.
+    assert module.norm.num_batches_tracked == 1
+    train(module, split)
+    assert evaluate(module, split) > 0.95
+    assert not module.training
+
+
 def test_biases_and_norms_have_no_weight_decay() -> None:
     module = tiny(network="resnet20")
     bias = module.fc.bias.clone()
