@@ -39,6 +39,7 @@ def _candidate(label, *steps, role="compressed", params=1000, macs=None, seed=0,
     [
         ("magnitude-prune", "prune"),
         ("gradual-prune", "prune"),
+        ("neuron-prune", "prune"),
         ("agent-prune", "prune"),
         ("linear-quantise", "quantise"),
         ("quantise-aware-train", "quantise"),
