@@ -109,13 +109,31 @@ def ratio(points: Sequence[SizePoint]) -> Figure | None:
         part = sorted((p for p in points if p.series == key), key=lambda p: p.share)
         if not part:
             continue
+        best = frontier(part)
+        if len(best) > 1:
+            data.append(
+                {
+                    "type": "scatter",
+                    "mode": "lines",
+                    "x": [100 * p.share for p in best],
+                    "y": [-100 * (p.accuracy.loss or 0.0) for p in best],
+                    "line": {
+                        "color": colour,
+                        "width": 1.5,
+                        "dash": "dot" if key == "narrow" else "solid",
+                    },
+                    "legendgroup": key,
+                    "showlegend": False,
+                    "hoverinfo": "skip",
+                }
+            )
         trace: dict[str, Any] = {
             "type": "scatter",
-            "mode": "lines+markers" if len(part) > 1 else "markers",
+            "mode": "markers",
             "name": said,
+            "legendgroup": key,
             "x": [100 * p.share for p in part],
             "y": [-100 * (p.accuracy.loss or 0.0) for p in part],
-            "line": {"color": colour, "width": 1.5, "dash": "dot" if key == "narrow" else "solid"},
             "marker": {"size": 10, "symbol": symbol, "color": colour},
             "customdata": [_describe(p) for p in part],
             "hovertemplate": "%{customdata}<extra></extra>",
@@ -159,6 +177,15 @@ def ratio(points: Sequence[SizePoint]) -> Figure | None:
         "alt": f"Accuracy against size of {len(points)} compressed files, by method; the table of "
         "methods has the figures.",
     }
+
+
+def frontier(points: Sequence[SizePoint]) -> list[SizePoint]:
+    """Return, by rising size, those that no smaller or equally large one matches in accuracy."""
+    best: list[SizePoint] = []
+    for point in sorted(points, key=lambda p: (p.share, p.accuracy.loss or 0.0)):
+        if not best or (point.accuracy.loss or 0.0) < (best[-1].accuracy.loss or 0.0):
+            best.append(point)
+    return best
 
 
 def deep(points: Sequence[SizePoint]) -> list[SizePoint]:

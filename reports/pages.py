@@ -86,11 +86,13 @@ def run_html(report: RunReport) -> str:
     agents, bits = pages_agents.agents_views(report), pages_survey.bits_views(report)
     weights, more_weights = pages_survey.weights_views(report)
     pruning = pages_survey.pruning_figures(report)
-    drawn |= {
-        f"pruned{i}": {"": pruning[heat.workload]}
-        for i, heat in enumerate(heats)
-        if heat.workload in pruning
-    }
+    filters = pages_survey.filter_figures(report)
+    for name, by_workload in (("pruned", pruning), ("filters", filters)):
+        drawn |= {
+            f"{name}{i}": {"": by_workload[heat.workload]}
+            for i, heat in enumerate(heats)
+            if heat.workload in by_workload
+        }
     drawn |= {view.name: {"": view.figure} for view in sizes}
     drawn |= {view.name: {"": view.figure} for view in agents if view.figure}
     parts_there = {
@@ -119,6 +121,7 @@ def run_html(report: RunReport) -> str:
         agents=agents,
         heats=heats,
         pruning=pruning,
+        filters=filters,
         masks=masks,
         more_masks=more_masks,
         weights=weights,

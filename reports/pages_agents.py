@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from flatsat.reports import figures_survey, judged, sizes, techniques, words
 from flatsat.reports.figures_survey import LayerLine
+from flatsat.reports.pruned_filters import pruned_filters
 
 if TYPE_CHECKING:
     from flatsat.reports.figures import Figure
@@ -157,20 +158,9 @@ def _partner(report: RunReport, candidate: CandidateReport) -> CandidateReport |
     return min(near)[3] if near else None
 
 
-def _layers(report: RunReport, candidate: CandidateReport) -> list[tuple[str, int, int]]:
+def _layers(report: RunReport, candidate: CandidateReport) -> tuple[tuple[str, int, int], ...]:
     """Return (layer, filters kept, filters before) as the agent step tells them."""
-    found: list[tuple[str, int, int]] = []
-    for entry in report.survey.of(candidate.candidate_id).history:
-        layers = entry.get("layers")
-        if entry.get("step") != STEP or not isinstance(layers, Sequence):
-            continue
-        for layer in layers:
-            if not isinstance(layer, Mapping):
-                continue
-            kept, total = layer.get("kept"), layer.get("total")
-            if isinstance(kept, int) and isinstance(total, int) and total > 0:
-                found.append((str(layer.get("name", "")), kept, total))
-    return found
+    return pruned_filters(report.survey.of(candidate.candidate_id).history, STEP)
 
 
 def _left(layers: Sequence[tuple[str, int, int]]) -> float | None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from flatsat.reports import figures_survey, judged, techniques, words
 from flatsat.reports.figures_static import data_url, image_png
 from flatsat.reports.figures_survey import LayerLine
+from flatsat.reports.pruned_filters import pruned_filters
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -284,6 +285,29 @@ def pruning_figures(report: RunReport) -> dict[str, Figure]:
             and techniques.PRUNE in techniques.techniques(candidate)
         ]
         figure = figures_survey.pruned_by_layer(lines, "weights")
+        if figure is not None:
+            found[workload] = figure
+    return found
+
+
+def filter_figures(report: RunReport) -> dict[str, Figure]:
+    """Return, by workload, which share of filters and neurons each layer lost as a whole."""
+    found: dict[str, Figure] = {}
+    for workload in dict.fromkeys(c.workload for c in report.candidates if c.workload):
+        lines = [
+            LayerLine(
+                candidate.label,
+                tuple(
+                    (name, 1 - kept / total)
+                    for name, kept, total in pruned_filters(
+                        report.survey.of(candidate.candidate_id).history
+                    )
+                ),
+            )
+            for candidate in report.candidates
+            if candidate.workload == workload
+        ]
+        figure = figures_survey.pruned_by_layer(lines, "filters and neurons")
         if figure is not None:
             found[workload] = figure
     return found

@@ -23,6 +23,7 @@ from flatsat.reports import (
 from flatsat.reports.figures_survey import LayerLine
 from flatsat.reports.model import CandidateReport
 from flatsat.reports.model_survey import ImageAtBits, Kept, StepReport, Survey, WeightsPicture
+from flatsat.reports.pruned_filters import pruned_filters
 
 
 def _candidate(label, *steps, role="compressed", params=1000, macs=None, seed=0, **rest):
@@ -119,13 +120,29 @@ def test_the_plot_of_sizes_draws_each_series_by_size_and_its_loss_downwards(chai
     import plotly.graph_objects as go
 
     figure = figures_survey.ratio(figures_survey.size_points(chains, "digits/net"))
-    traces = {t["name"]: t for t in figure["data"]}
+    traces = {t["name"]: t for t in figure["data"] if "name" in t}
     assert traces["pruning only"]["x"] == pytest.approx([10, 20])
     assert traces["pruning only"]["y"] == pytest.approx([-5, -1])
     assert traces["pruning and quantisation"]["y"] == pytest.approx([-3])
     text = re.sub(r"var\(--[\w-]+\)", "#123456", json.dumps(figure))
     plain = json.loads(text)
     go.Figure(data=plain["data"], layout=plain["layout"])
+
+
+def test_lines_join_only_what_no_smaller_file_of_the_kind_matches(chains):
+    worse = _candidate("worse", ("magnitude-prune", {}), validation=0.85)
+    kept = {**chains.survey.kept, "c-worse": Kept(bytes_by_coding={"bitmap_fp32": 600})}
+    more = replace(
+        chains,
+        candidates=(*chains.candidates, worse),
+        survey=replace(chains.survey, kept=kept),
+    )
+    figure = figures_survey.ratio(figures_survey.size_points(more, "digits/net"))
+    of_kind = [t for t in figure["data"] if t["legendgroup"] == "prune"]
+    assert {t["mode"]: t["x"] for t in of_kind} == {
+        "lines": pytest.approx([10, 20]),
+        "markers": pytest.approx([10, 15, 20]),
+    }
 
 
 def test_accuracies_of_board_and_host_never_share_the_plot(report, chains):
@@ -473,6 +490,30 @@ def test_the_table_over_the_drop_bound_has_magnitude_in_brackets_at_its_ratio_on
 
 def test_without_agents_there_is_no_table_over_the_bound(chains):
     assert pages_agents.agents_views(chains) == []
+
+
+def test_filters_and_neurons_that_went_as_a_whole_have_a_plot_of_their_own(agents):
+    (figure,) = pages_survey.filter_figures(agents).values()
+    assert {t["name"]: t["y"] for t in figure["data"]} == {
+        "tight": pytest.approx([10, 28]),
+        "loose": pytest.approx([75, 80]),
+    }
+    assert pages_survey.filter_figures(replace(agents, survey=Survey())) == {}
+
+
+def test_filters_cut_again_and_again_are_told_once():
+    history = (
+        {"step": "magnitude-prune", "layers": [{"name": "a", "kept": 5, "weights": 50}]},
+        {"step": "l1-filter-prune", "layers": [{"name": "a", "channels": 20, "kept": 15}]},
+        {
+            "step": "neuron-prune",
+            "rounds": [{"layers": [{"name": "b", "neurons": 100, "kept": 50}]}, {"round": 2}],
+            "layers": [{"name": "b", "neurons": 50, "kept": 25}],
+        },
+        {"step": "channel-prune", "layers": [{"name": "a", "channels": 15, "kept": 10}]},
+    )
+    assert pruned_filters(history) == (("a", 10, 20), ("b", 25, 100))
+    assert pruned_filters(history, "l1-filter-prune") == (("a", 15, 20),)
 
 
 def test_no_more_lines_are_drawn_than_there_are_colours():
