@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from flatsat.compressors.layers import layers, untreated, weight_of
+from flatsat.compressors.layers import layers, untreated
 from flatsat.compressors.ratios import NOT_NAMED, by_layer
 from flatsat.compressors.selection import (
     largest_of_all,
@@ -243,7 +243,4 @@ class _Pruner:
 
     def _sizes(self, module: nn.Module) -> dict[str, Tensor]:
         masks = {**self._earlier, **self.masks}
-        return {
-            name: magnitudes(weight_of(module, name), masks.get(f"{name}.weight"))
-            for name in self._final
-        }
+        return magnitudes(GradualPrune.name, module, masks, self._final)

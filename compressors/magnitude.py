@@ -244,10 +244,7 @@ class MagnitudePrune:
     ) -> dict[str, tuple[Tensor, float]]:
         """Return, by layer, which weights stay and the threshold that they reach."""
         params = self._params
-        sizes = {
-            name: magnitudes(weight_of(network.module, name), network.masks.get(f"{name}.weight"))
-            for name in wanted
-        }
+        sizes = magnitudes(self.name, network.module, network.masks, wanted)
         if params.quality is not None:
             cuts = {
                 name: quality * float(weight_of(network.module, name).double().std(correction=0))

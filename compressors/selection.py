@@ -2,18 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from flatsat.compressors.layers import weight_of
 from flatsat.errors import RecipeError
 
 
-def magnitudes(weight: Tensor, mask: Tensor | None) -> Tensor:
-    """Return |w| in float64, with -1 where a mask has dropped the weight already."""
-    size = weight.detach().double().abs()
-    return size if mask is None else size.masked_fill(~mask, -1.0)
+def magnitudes(
+    step: str, module: nn.Module, masks: Mapping[str, Tensor], names: Iterable[str]
+) -> dict[str, Tensor]:
+    """Return layer -> |w| in float64, with -1 where a mask has dropped the weight already.
+
+    Args:
+        step: name of the step, for messages.
+        module: the network.
+        masks: parameter name -> kept.
+        names: of the layers.
+
+    Raises:
+        RecipeError: a weight is not finite.
+    """
+    found: dict[str, Tensor] = {}
+    for name in names:
+        size = weight_of(module, name).double().abs()
+        if not bool(size.isfinite().all()):
+            raise RecipeError(f"{step}: the weights of {name!r} are not finite")
+        mask = masks.get(f"{name}.weight")
+        found[name] = size if mask is None else size.masked_fill(~mask, -1.0)
+    return found
 
 
 def largest_of_each(sizes: Mapping[str, Tensor], shares: Mapping[str, float]) -> dict[str, Tensor]:
@@ -66,7 +85,12 @@ def require_some(step: str, layer: str, kept: Tensor) -> Tensor:
 
 def _largest(size: Tensor, share: float) -> Tensor:
     """Return bool (n,): false for exactly round(share x n) smallest; of ties the earlier go."""
-    kept = torch.ones(size.numel(), dtype=torch.bool)
     gone = round(share * size.numel())
-    kept[torch.sort(size, stable=True).indices[:gone]] = False
+    if gone == 0:
+        return torch.ones(size.numel(), dtype=torch.bool)
+    # The order of the others doesn't matter: no need to sort a whole layer.
+    last = torch.kthvalue(size, gone).values
+    kept = size >= last
+    equal = torch.nonzero(size == last).flatten()
+    kept[equal[: gone - int((~kept).sum())]] = False
     return kept

@@ -294,6 +294,15 @@ def test_phases_without_a_layer_are_refused():
         prune(net, None, sparsity=0.5, phases=["conv"])
 
 
+@pytest.mark.parametrize("params", [{"sparsity": 0.5}, {"quality": {"fc": 1.0}}])
+def test_weights_that_are_not_finite_are_refused(params):
+    net = small()
+    with torch.no_grad():
+        net[7].weight[0, 0] = math.nan
+    with pytest.raises(RecipeError, match="weights of '7' are not finite"):
+        prune(net, None, **params)
+
+
 def test_unknown_layers_are_refused(blobs):
     with pytest.raises(RecipeError, match="no layer 'fc9'"):
         prune(small(), blobs(SHAPE), quality={"fc9": 1.0})
