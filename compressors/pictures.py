@@ -1,13 +1,15 @@
-"""What a candidate's folder keeps for pictures: sparsity pattern, weight histograms, codebooks.
+"""What a candidate's folder keeps for pictures: pattern, histograms, codebooks, first filters.
 
-Small whatever the network: one mask, and of the layers with most weights a histogram of so many
-bins before and after compression, with the levels on which quantised weights stand.
+Small whatever the network: one mask, of the layers with most weights a histogram of so many bins
+before and after compression, with the levels on which quantised weights stand, and the filters of
+the first convolution.
 """
 
 from __future__ import annotations
 
+import contextlib
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +31,8 @@ PICTURES_FILE = "pictures.npz"
 BINS = 64
 MOST_LAYERS = 12
 MOST_LEVELS = 256
+MOST_FILTERS = 64
+_MOST_SIDE = 11
 _BLOCK = 1 << 22
 
 
@@ -59,6 +63,21 @@ class WeightHistogram:
     codebook: tuple[float, ...] = ()
 
 
+@dataclass(frozen=True)
+class FirstFilters:
+    """The filters that look at the image.
+
+    Attributes:
+        layer: its name.
+        after, before: float32 (filters, channels, height, width), the first `MOST_FILTERS`;
+            `before` of the network that the recipe started from, None where it has no such layer.
+    """
+
+    layer: str
+    after: NDArray[np.float32]
+    before: NDArray[np.float32] | None = None
+
+
 def first_dense(network: Network, found: Sequence[LayerInfo]) -> dict[str, NDArray[np.bool_]]:
     """Return the sparsity pattern of the first dense layer (rows: outputs), {} without one."""
     for info in found:
@@ -80,7 +99,9 @@ def pictures(
     Returns:
         For each of the `MOST_LAYERS` layers with most weights "range:LAYER" (2,) float64,
         "after:LAYER" and, where known, "before:LAYER" (`BINS`,) int64, "zeros:LAYER" () int64, and
-        of quantised layers "codebook:LAYER" (levels,) float32; "layers", their names in order.
+        of quantised layers "codebook:LAYER" (levels,) float32; "layers", their names in order. Of
+        the first convolution, if it is of a size to be seen, "filters:LAYER" and, where known,
+        "filters_before:LAYER" (filters, channels, height, width) float32.
     """
     largest = sorted(found, key=lambda info: -info.params)[:MOST_LAYERS]
     kept = [info.name for info in found if info in largest]
@@ -108,7 +129,27 @@ def pictures(
         levels = _levels(present, quantised[name]) if name in quantised else None
         if levels is not None:
             arrays[f"codebook:{name}"] = levels
+    arrays |= _first_filters(network.module, found, before)
     arrays["layers"] = np.array(held, dtype=np.str_) if held else np.zeros(0, dtype="<U1")
+    return arrays
+
+
+def _first_filters(
+    module: nn.Module, found: Sequence[LayerInfo], before: nn.Module | None
+) -> dict[str, NDArray[Any]]:
+    first = next((info.name for info in found if info.kind == "conv"), None)
+    if first is None:
+        return {}
+    weight = _weights(module, first)
+    if weight.ndim != 4 or not 1 < max(weight.shape[2:]) <= _MOST_SIDE:
+        return {}
+    arrays = {f"filters:{first}": weight[:MOST_FILTERS]}
+    try:
+        earlier = None if before is None else _weights(before, first)
+    except AttributeError:
+        earlier = None
+    if earlier is not None and earlier.shape[1:] == weight.shape[1:]:
+        arrays[f"filters_before:{first}"] = earlier[:MOST_FILTERS]
     return arrays
 
 
@@ -127,13 +168,35 @@ def histograms(folder: Path) -> tuple[WeightHistogram, ...]:
     Raises:
         ModelError: the file is damaged.
     """
+    with _stored(folder) as stored:
+        names = [str(name) for name in stored["layers"].tolist()] if stored else []
+        return tuple(_histogram(stored, name) for name in names)
+
+
+def first_filters(folder: Path) -> FirstFilters | None:
+    """Return the filters of the first convolution that a candidate's folder keeps, if it does.
+
+    Raises:
+        ModelError: the file is damaged.
+    """
+    with _stored(folder) as stored:
+        for key in stored:
+            kind, _, layer = key.partition(":")
+            if kind == "filters":
+                return FirstFilters(layer, stored[key], stored.get(f"filters_before:{layer}"))
+    return None
+
+
+@contextlib.contextmanager
+def _stored(folder: Path) -> Iterator[Mapping[str, NDArray[Any]]]:
+    """Open the file of pictures, {} without one; what is wrong with it becomes a ModelError."""
     path = folder / PICTURES_FILE
     if not path.is_file():
-        return ()
+        yield {}
+        return
     try:
         with np.load(path, allow_pickle=False) as stored:
-            names = [str(name) for name in stored["layers"].tolist()]
-            return tuple(_histogram(stored, name) for name in names)
+            yield stored
     except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
         text = " ".join(str(error).split())
         raise ModelError(

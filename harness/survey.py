@@ -14,9 +14,10 @@ if TYPE_CHECKING:
     from flatsat.compressors.candidate import Candidate
     from flatsat.harness.lab import Lab
     from flatsat.reports.model import MaskPicture
-    from flatsat.reports.model_survey import ImageAtBits, Kept, Survey
+    from flatsat.reports.model_survey import FiltersPicture, ImageAtBits, Kept, Survey
     from flatsat.reports.rows import Store
 
+_FILTERS_A_ROW = 10
 _BITS = (8, 7, 6, 5, 4, 3, 2, 1)
 _MOST_PIXELS = 96
 """Longer sides are thinned out: the picture shows levels, not detail."""
@@ -61,7 +62,47 @@ def _kept(candidate: Candidate) -> Kept:
         bytes_by_coding=dict(candidate.bytes_by_coding),
         coded=coded,
         weights=tuple(WeightsPicture(**vars(one)) for one in histograms(candidate.folder)),
+        filters=_filters(candidate),
     )
+
+
+def _filters(candidate: Candidate) -> FiltersPicture | None:
+    """Return the filters of a candidate's first convolution, drawn on one scale."""
+    import numpy as np
+
+    from flatsat.compressors.pictures import MOST_FILTERS, first_filters
+    from flatsat.reports.model_survey import FiltersPicture
+
+    found = first_filters(candidate.folder)
+    if found is None:
+        return None
+    most = max(float(np.abs(a).max()) for a in (found.after, found.before) if a is not None)
+    counts = len(found.after), None if found.before is None else len(found.before)
+    return FiltersPicture(
+        layer=found.layer,
+        after=_sheet(found.after, most),
+        before=None if found.before is None else _sheet(found.before, most),
+        filters=counts,
+        shown=MOST_FILTERS,
+    )
+
+
+def _sheet(filters: np.ndarray[Any, Any], most: float) -> ImageAtBits:
+    """Return filters (n, channels, height, width) side by side, white lines between them."""
+    import numpy as np
+
+    from flatsat.reports.model_survey import ImageAtBits
+
+    shown = filters if filters.shape[1] in (1, 3) else filters[:, :1]
+    count, channels, height, width = shown.shape
+    rows = -(-count // _FILTERS_A_ROW)
+    across = min(count, _FILTERS_A_ROW)
+    sheet = np.full((rows * (height + 1) - 1, across * (width + 1) - 1, channels), 255, np.uint8)
+    grey = np.rint(128 + 127 * shown / (most or 1.0)).clip(0, 255).astype(np.uint8)
+    for index, one in enumerate(grey):
+        top, left = (height + 1) * (index // across), (width + 1) * (index % across)
+        sheet[top : top + height, left : left + width] = np.moveaxis(one, 0, -1)
+    return ImageAtBits(None, sheet.shape[0], sheet.shape[1], channels, sheet.tobytes())
 
 
 def _mask(candidate: Candidate) -> MaskPicture | None:

@@ -48,6 +48,27 @@ class WeightsPicture:
 
 
 @dataclass(frozen=True)
+class FiltersPicture:
+    """The filters of a network's first convolution, side by side, before and after compression.
+
+    Middle grey is a weight of zero; both pictures have one scale.
+
+    Attributes:
+        layer: its name.
+        after, before: rows of filters with a line between them; `before` is the dense network's,
+            None where it has no such layer.
+        filters: how many there are now, and how many there were (None likewise).
+        shown: how many are drawn at most.
+    """
+
+    layer: str
+    after: ImageAtBits
+    before: ImageAtBits | None
+    filters: tuple[int, int | None]
+    shown: int
+
+
+@dataclass(frozen=True)
 class Kept:
     """What a candidate's folder tells beside the record.
 
@@ -56,12 +77,14 @@ class Kept:
         bytes_by_coding: size of all parameters under each way to store them.
         coded: (coder, bytes) of each coded artifact, by the artifact's sha256.
         weights: in the order of the layers.
+        filters: of the first convolution, None where there is none to be seen.
     """
 
     history: tuple[Mapping[str, object], ...] = ()
     bytes_by_coding: Mapping[str, int] = field(default_factory=dict)
     coded: Mapping[str, tuple[str, int]] = field(default_factory=dict)
     weights: tuple[WeightsPicture, ...] = ()
+    filters: FiltersPicture | None = None
 
 
 @dataclass(frozen=True)

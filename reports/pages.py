@@ -127,6 +127,7 @@ def run_html(report: RunReport) -> str:
         weights=weights,
         more_weights=more_weights,
         bits=bits,
+        sheets=pages_survey.filters_views(report),
         job_chips=pages_parts.job_chips(report.jobs, report.state),
     )
 

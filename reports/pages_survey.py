@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from flatsat.reports.model_survey import ImageAtBits, WeightsPicture
 
 MOST_SHOWN = 6
+MOST_FILTERS_SHOWN = 8
 _TELLING_LEVELS = 16
 _MOST_LAYERS = 6
 _MOST_LINES = 64
@@ -57,6 +58,25 @@ class WeightsView:
     method: str
     layers: tuple[Histogram, ...]
     more: int
+
+
+@dataclass(frozen=True)
+class FiltersShown:
+    """A sheet of filters: picture as data: URL, (width, height) in pixels."""
+
+    label: str
+    method: str
+    url: str
+    size: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class FiltersView:
+    """The first convolution's filters of a workload: of the dense network, then compressed."""
+
+    workload: str
+    layer: str
+    shown: tuple[FiltersShown, ...]
 
 
 @dataclass(frozen=True)
@@ -114,6 +134,38 @@ def weights_views(report: RunReport) -> tuple[list[WeightsView], int]:
         method = techniques.method(candidate)
         views.append(WeightsView(candidate.label, method, layers, len(kept) - len(layers)))
     return views, sum(len(chain) for chain in chains.values()) - len(views)
+
+
+def filters_views(report: RunReport) -> list[FiltersView]:
+    """Return, by workload, the filters of the first convolution before and after compression.
+
+    Of each chain of steps the first candidate is shown, where its filters are others than before.
+    """
+    found: list[FiltersView] = []
+    for workload in dict.fromkeys(c.workload for c in report.candidates if c.workload):
+        chains: dict[tuple[str, ...], FiltersShown] = {}
+        before: FiltersShown | None = None
+        for candidate in report.candidates:
+            picture = report.survey.of(candidate.candidate_id).filters
+            if candidate.workload != workload or candidate.role != "compressed" or picture is None:
+                continue
+            if picture.before is None or picture.before.pixels == picture.after.pixels:
+                continue
+            was = picture.filters[1] or 0
+            before = before or _shown("before", f"{was} filters", picture.before)
+            kept = words.plural(picture.filters[0], "filter")
+            method = f"{techniques.method(candidate)}: {kept}"
+            chain = tuple(step.use for step in candidate.steps)
+            chains.setdefault(chain, _shown(candidate.label, method, picture.after))
+            layer = picture.layer
+        if before is not None:
+            shown = (before, *chains.values())[: MOST_FILTERS_SHOWN + 1]
+            found.append(FiltersView(workload, layer, shown))
+    return found
+
+
+def _shown(label: str, method: str, image: ImageAtBits) -> FiltersShown:
+    return FiltersShown(label, method, data_url(image_png(image)), (image.width, image.height))
 
 
 def _far(kept: Sequence[WeightsPicture]) -> int:

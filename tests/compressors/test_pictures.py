@@ -17,6 +17,7 @@ from flatsat.compressors.pictures import (
     MOST_LAYERS,
     PICTURES_FILE,
     first_dense,
+    first_filters,
     histograms,
     pictures,
     put_pictures,
@@ -137,12 +138,32 @@ def test_the_pattern_is_that_of_the_first_dense_layer():
     assert first_dense(_network(conv), layers(conv, (1, 8, 8))) == {}
 
 
+def test_the_first_filters_are_kept_as_they_are_and_were(tmp_path):
+    module, before = _net(), _net(1)
+    _kept(_network(module), tmp_path, before)
+    found = first_filters(tmp_path)
+    assert found.layer == "0"
+    assert np.array_equal(found.after, module[0].weight.detach().numpy())
+    assert np.array_equal(found.before, before[0].weight.detach().numpy())
+    _kept(_network(module), tmp_path)
+    assert first_filters(tmp_path).before is None
+
+
+@pytest.mark.parametrize("first", [nn.Conv2d(1, 3, 1), nn.Conv2d(1, 3, 13, padding=6)])
+def test_filters_of_a_size_that_cannot_be_seen_are_not_kept(tmp_path, first):
+    module = nn.Sequential(first, nn.Flatten(), nn.Linear(192, 4)).eval()
+    _kept(_network(module), tmp_path)
+    assert first_filters(tmp_path) is None
+
+
 def test_a_folder_without_pictures_has_none_and_a_damaged_one_says_so(tmp_path):
     assert histograms(tmp_path) == ()
+    assert first_filters(tmp_path) is None
     for damage in (b"", b"PK\x03\x04 broken", b"no archive"):
         (tmp_path / PICTURES_FILE).write_bytes(damage)
-        with pytest.raises(ModelError, match="damaged"):
-            histograms(tmp_path)
+        for read in (histograms, first_filters):
+            with pytest.raises(ModelError, match="damaged"):
+                read(tmp_path)
     np.savez(tmp_path / PICTURES_FILE, layers=np.array(["fc"]))
     with pytest.raises(ModelError, match="damaged"):
         histograms(tmp_path)

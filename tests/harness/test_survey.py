@@ -42,6 +42,9 @@ def store(lab: Lab) -> SqlStore:
     return opened
 
 
+FILTERS = np.linspace(-2.0, 1.0, 12 * 9, dtype=np.float32).reshape(12, 1, 3, 3)
+
+
 def put(
     lab: Lab,
     store: SqlStore,
@@ -78,6 +81,8 @@ def put(
             "before:fc1": counts[::-1],
             "zeros:fc1": np.array(1176),
             "codebook:fc1": np.array([-0.5, 0.5], dtype=np.float32),
+            "filters:conv1": FILTERS[:7],
+            "filters_before:conv1": FILTERS,
         },
     )
     candidate = Candidate(
@@ -119,6 +124,25 @@ def test_a_folder_tells_pattern_histograms_sizes_and_history(lab: Lab, store: Sq
     (picture,) = kept.weights
     assert (picture.layer, picture.zeros, picture.codebook) == ("fc1", 1176, (-0.5, 0.5))
     assert picture.before == picture.after[::-1] == tuple(range(63, -1, -1))
+
+
+def test_filters_before_and_after_are_drawn_on_one_scale(lab: Lab, store: SqlStore) -> None:
+    made = put(lab, store, "deep", PRUNE)
+    filters = survey_of(lab, store, "r1")[1].of(made.candidate_id).filters
+    assert filters is not None
+    assert filters.before is not None
+    assert (filters.layer, filters.filters) == ("conv1", (7, 12))
+    before, after = (
+        np.frombuffer(one.pixels, np.uint8).reshape(one.height, one.width)
+        for one in (filters.before, filters.after)
+    )
+    assert (before.shape, after.shape) == ((7, 39), (3, 27))
+    assert np.array_equal(before[:3, :27], after)
+    # White lines between the filters; the least weight is black, and zero is grey.
+    assert (before[3] == 255).all()
+    assert (before[:, 3] == 255).all()
+    assert before[0, 0] == 1
+    assert before[4:, 4:7].max() == 128 + round(127 * 0.5)
 
 
 def test_a_layer_that_reads_no_pixels_has_no_bands(lab: Lab, store: SqlStore) -> None:
@@ -183,7 +207,7 @@ def test_the_page_of_a_run_has_them(lab: Lab, store: SqlStore) -> None:
     put(lab, store, "deep", PRUNE, BITS4)
     put(lab, store, "deeper", PRUNE, BITS2)
     text = report(lab, store, "r1").read_text(encoding="utf-8")
-    for part in ("sparsity", "weights", "bits"):
+    for part in ("sparsity", "weights", "filters", "bits"):
         assert f'<h2 id="{part}">' in text, part
     assert text.count('<path class="now"') == 1
     assert "1 more network have" not in text

@@ -38,7 +38,14 @@ from flatsat.reports.model import (
     TrustReport,
 )
 from flatsat.reports.model_search import SearchedReport, SearchReport, StrategyReport
-from flatsat.reports.model_survey import ImageAtBits, Kept, StepReport, Survey, WeightsPicture
+from flatsat.reports.model_survey import (
+    FiltersPicture,
+    ImageAtBits,
+    Kept,
+    StepReport,
+    Survey,
+    WeightsPicture,
+)
 from flatsat.units import TimeKind
 
 HOSTILE = "<script>alert(1)</script>"
@@ -478,6 +485,12 @@ _STEPS = {
 }
 
 
+def _filters(rng: np.random.Generator) -> FiltersPicture:
+    sheets = [rng.integers(0, 256, (11, 59), np.uint8) for _ in range(2)]
+    before, after = (ImageAtBits(None, 11, 59, 1, sheet.tobytes()) for sheet in sheets)
+    return FiltersPicture("conv1", after, before, (20, 20), 64)
+
+
 def make_surveyed() -> RunReport:
     """Return that run with what candidates' folders tell: every picture of methods has data."""
     report, rng = make_report(), np.random.default_rng(5)
@@ -523,6 +536,7 @@ def make_surveyed() -> RunReport:
         bytes_by_coding={"dense_fp32": 1_724_320, "linear": 72_000},
         coded={sha256_bytes(b"magnitude"): ("huffman", 41_200)},
         weights=tuple(histograms),
+        filters=_filters(rng),
     )
     layers = [{"name": f"conv{i}", "kept": 4 * i, "total": 25} for i in (1, 2)]
     kept[f"c-{HOSTILE}"] = Kept(history=({"step": "agent-prune", "layers": layers},))

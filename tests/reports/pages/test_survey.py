@@ -22,7 +22,14 @@ from flatsat.reports import (
 )
 from flatsat.reports.figures_survey import LayerLine
 from flatsat.reports.model import CandidateReport
-from flatsat.reports.model_survey import ImageAtBits, Kept, StepReport, Survey, WeightsPicture
+from flatsat.reports.model_survey import (
+    FiltersPicture,
+    ImageAtBits,
+    Kept,
+    StepReport,
+    Survey,
+    WeightsPicture,
+)
 from flatsat.reports.pruned_filters import pruned_filters
 
 
@@ -258,6 +265,26 @@ def test_histograms_are_shown_of_pruned_and_quantised_networks_codebooks_first(c
     ]
     assert more == 0
     assert views[0].layers[0].zeros == pytest.approx(0.9)
+
+
+def test_filters_are_shown_before_and_after_once_a_chain_where_they_changed(chains):
+    was, now = (ImageAtBits(None, 2, 2, 1, bytes(4 * [value])) for value in (10, 90))
+    changed = FiltersPicture("conv1", now, was, (5, 20), 64)
+    same = FiltersPicture("conv1", was, was, (20, 20), 64)
+    kept = {
+        "c-dense": Kept(filters=changed),
+        "c-pruned": Kept(filters=changed),
+        "c-pruned more": Kept(filters=changed),
+        "c-4 bit": Kept(filters=same),
+        "c-both": Kept(filters=replace(changed, filters=(1, 20))),
+    }
+    (view,) = pages_survey.filters_views(replace(chains, survey=Survey(kept)))
+    assert [(one.label, one.method) for one in view.shown] == [
+        ("before", "20 filters"),
+        ("pruned", "magnitude-prune: 5 filters"),
+        ("both", "magnitude-prune, share-weights (5 bits): 1 filter"),
+    ]
+    assert pages_survey.filters_views(chains) == []
 
 
 # The table of methods
