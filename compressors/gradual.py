@@ -16,7 +16,7 @@ from flatsat.compressors.selection import (
     largest_of_each,
     magnitudes,
     require_some,
-    threshold,
+    thresholds,
 )
 from flatsat.compressors.train import TrainParams, retrain, steps_of
 from flatsat.errors import RecipeError
@@ -41,6 +41,8 @@ class GradualParams(TrainParams):
         scope: "layer": each layer has that sparsity, as in the paper; "global": all layers
             together, with one threshold.
         skip: layers, or "conv" or "fc", that stay dense.
+        epochs: of the training; a fraction is allowed.
+        lr, batch, weight_decay, schedule, shift: of the training, as in `fine-tune`.
     """
 
     initial_sparsity: float = Field(0.0, ge=0.0, lt=1.0)
@@ -110,8 +112,8 @@ class GradualPrune:
 
     The first weights come from the network as it is; `begin` leaves training before the first
     pruning. Where dt doesn't divide the span, the last pruning comes after a shorter time, at
-    `end`, so that the final sparsity is reached. The paper keeps the value that a masked weight
-    had and could bring it back; here it is zero for good.
+    `end`, so that the final sparsity is reached. In the paper a masked weight keeps its last value,
+    untrained, and can come back when masks are set anew; here it is zero for good.
     """
 
     name: ClassVar[str] = "gradual-prune"
@@ -212,9 +214,9 @@ class _Pruner:
             kept = largest_of_all(sizes, next(iter(shares.values())))
         else:
             kept = largest_of_each(sizes, shares)
+        self._thresholds = thresholds(sizes, kept, together=self._params.scope == "global")
         for name, mask in kept.items():
             self.masks[f"{name}.weight"] = require_some(GradualPrune.name, name, mask)
-            self._thresholds[name] = threshold(sizes[name], mask)
             module.get_parameter(f"{name}.weight").data.masked_fill_(~mask, 0.0)
         self.rounds.append(
             {

@@ -21,7 +21,7 @@ from flatsat.compressors.selection import (
     largest_of_each,
     magnitudes,
     require_some,
-    threshold,
+    thresholds,
 )
 from flatsat.compressors.train import TrainParams, retrain
 from flatsat.errors import RecipeError
@@ -256,7 +256,8 @@ class MagnitudePrune:
             kept = largest_of_all(sizes, next(iter(shares.values()), 0.0))
         else:
             kept = largest_of_each(sizes, shares)
-        return {name: (kept[name], threshold(size, kept[name])) for name, size in sizes.items()}
+        reached = thresholds(sizes, kept, together=params.global_sparsity is not None)
+        return {name: (kept[name], reached[name]) for name in kept}
 
     def _retrain(
         self,

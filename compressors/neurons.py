@@ -39,6 +39,7 @@ class NeuronParams(TrainParams):
             calibration images.
         rounds: remove and retrain so often.
         epochs: of each retraining; 0 for none.
+        lr, batch, weight_decay, schedule, shift: of the retraining, as in `fine-tune`.
         n: calibration images, for "activation".
     """
 

@@ -64,9 +64,18 @@ def largest_of_all(sizes: Mapping[str, Tensor], share: float) -> dict[str, Tenso
     }
 
 
-def threshold(size: Tensor, kept: Tensor) -> float:
-    """Return the smallest magnitude that stays, 0 where none does."""
-    return float(size[kept].min()) if bool(kept.any()) else 0.0
+def thresholds(
+    sizes: Mapping[str, Tensor], kept: Mapping[str, Tensor], *, together: bool
+) -> dict[str, float]:
+    """Return, by layer, the smallest magnitude that stays, 0 where none does.
+
+    Args:
+        sizes: `magnitudes` by layer.
+        kept: which weights stay, by layer.
+        together: the smallest of all layers, for each.
+    """
+    found = {n: float(sizes[n][k].min()) if bool(k.any()) else 0.0 for n, k in kept.items()}
+    return dict.fromkeys(found, min(found.values(), default=0.0)) if together else found
 
 
 def require_some(step: str, layer: str, kept: Tensor) -> Tensor:
@@ -78,7 +87,7 @@ def require_some(step: str, layer: str, kept: Tensor) -> Tensor:
     if not bool(kept.any()):
         raise RecipeError(
             f"{step} would prune all of {layer}",
-            hint=f"ask for less, or give {layer} a value of its own",
+            hint="ask for less, or give each layer a value of its own",
         )
     return kept
 

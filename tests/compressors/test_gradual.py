@@ -154,6 +154,7 @@ def test_global_scope_has_one_threshold(blobs):
     first_kept = together[round(0.6 * sum(SIZES.values()))]
     for name, size in sizes.items():
         assert torch.equal(pruned.masks[f"{name}.weight"], size >= first_kept)
+    assert len({layer["threshold"] for layer in pruned.history[0]["layers"]}) == 1
 
 
 def test_a_table_gives_layers_their_own_sparsity(blobs):

@@ -111,6 +111,7 @@ def test_global_sparsity_has_one_threshold():
     threshold = float(torch.sort(together).values[gone])
     for name, size in sizes.items():
         assert torch.equal(pruned.masks[f"{name}.weight"], size >= threshold)
+    assert {layer["threshold"] for layer in pruned.history[0]["layers"]} == {threshold}
 
 
 def test_rounds_retrain_with_masks_held_and_nested(blobs):
