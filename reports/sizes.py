@@ -27,7 +27,7 @@ class Sized:
 
     Attributes:
         size_bytes: of the parameters, or of the whole file.
-        how: "coded by context", "bitmap, float32", "int8 file".
+        how: "coded: context", "bitmap, float32", "int8 file".
         real: True for the bytes of a file that exists, False for what a form would take.
     """
 
@@ -54,7 +54,7 @@ def sized(candidate: CandidateReport, kept: Kept, precision: str) -> Sized | Non
     coded = [kept.coded[sha] for sha, _, _, _ in mine if sha in kept.coded]
     if coded:
         coder, size = min(coded, key=lambda form: form[1])
-        return Sized(size, f"coded by {coder}", real=True)
+        return Sized(size, f"coded: {coder}", real=True)
     if precision == "float" and kept.bytes_by_coding:
         name, size = min(kept.bytes_by_coding.items(), key=lambda item: item[1])
         return Sized(size, _SAID.get(name, name.replace("_", " ")), real=False)

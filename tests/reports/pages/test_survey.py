@@ -77,7 +77,7 @@ def test_a_coded_file_goes_before_what_a_form_would_take():
     plain = Kept(bytes_by_coding={"dense_fp32": 4000, "bitmap_fp32": 700})
     coded = replace(plain, coded={"sha-x": ("context", 900)})
     assert sizes.sized(candidate, plain, "float") == sizes.Sized(700, "bitmap, float32", False)
-    assert sizes.sized(candidate, coded, "float") == sizes.Sized(900, "coded by context", True)
+    assert sizes.sized(candidate, coded, "float") == sizes.Sized(900, "coded: context", True)
     assert sizes.sized(candidate, Kept(), "float") == sizes.Sized(4000, "float file", True)
     assert sizes.sized(candidate, plain, "int8") is None
 
