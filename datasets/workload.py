@@ -26,6 +26,7 @@ __all__ = [
     "TrainSettings",
     "Workload",
     "default_cache_dir",
+    "metric_of",
     "parse_ref",
     "workload",
     "workload_names",
@@ -177,6 +178,12 @@ def workload(name: str, path: str | Path | None = None) -> Workload:
         needs_path=found.needs_path,
         pretrained=found.pretrained,
     )
+
+
+def metric_of(ref: str) -> str:
+    """Return the metric of "workload/network"; "accuracy" where no such workload is known."""
+    found = sources().get(ref.partition("/")[0])
+    return "accuracy" if found is None else found.metric
 
 
 def parse_ref(ref: str, path: str | Path | None = None) -> tuple[Workload, str]:

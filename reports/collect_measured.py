@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 
 _QUANTILES = (0.1, 0.5, 0.9, 0.99)
 
+_SHARES = ("accuracy", "agreement")
+"""Metrics that are a share of images, for which Wilson's interval holds."""
+
 
 def measurement(
     one: Taken,
@@ -176,7 +179,7 @@ def _accuracy(
     if found is None:
         return None
     right = round(found.value * found.n) if found.correct is None else sum(found.correct)
-    interval = stats.wilson(right, found.n) if found.metric == "accuracy" and found.n else None
+    interval = stats.wilson(right, found.n) if found.metric in _SHARES and found.n else None
     return AccuracyReport(
         metric=found.metric,
         value=found.value,

@@ -23,7 +23,7 @@ class Judged:
         loss: the dense reference's accuracy minus this, in [-1, 1]; None where not known.
         loss_low, loss_high: of its interval, None without one.
         n: images, 0 where not told.
-        where: "test split, on host".
+        where: "test split, on host"; before it the metric where that is no accuracy.
     """
 
     value: float
@@ -55,7 +55,8 @@ def on_board(report: RunReport, candidate: CandidateReport, precision: str) -> J
         None if loss is None else loss.low,
         None if loss is None else loss.high,
         accuracy.n,
-        f"test split, on {board}",
+        ("" if accuracy.metric == "accuracy" else f"{accuracy.metric}, ")
+        + f"test split, on {board}",
     )
 
 

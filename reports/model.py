@@ -81,7 +81,7 @@ class AccuracyReport:
     """The workload's metric on the board.
 
     Attributes:
-        metric: "accuracy".
+        metric: "accuracy", or "agreement" with the dense network.
         value: in [0, 1], with interval.
         n: test images.
         split_sha: of the split.

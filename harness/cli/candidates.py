@@ -170,10 +170,18 @@ def candidates_table(found: list[Candidate]) -> Any:
             percent(candidate.nonzeros / candidate.params if candidate.params else None),
             count(candidate.macs),
             byte_count(candidate.size_bytes),
-            percent(candidate.accuracy_host.get("validation")),
+            _judged(candidate, candidate.accuracy_host.get("validation")),
             candidate.candidate_id[:12],
         )
     return table
+
+
+def _judged(candidate: Candidate, value: float | None) -> str:
+    """Return a share with its metric's name, unless that is accuracy as the heading says."""
+    from flatsat.datasets.workload import metric_of
+
+    metric = metric_of(candidate.workload)
+    return percent(value) + (f" {metric}" if metric != "accuracy" and value is not None else "")
 
 
 def _facts(candidate: Candidate) -> list[tuple[str, object]]:
@@ -190,7 +198,8 @@ def _facts(candidate: Candidate) -> list[tuple[str, object]]:
         if cost.get(key)
     ]
     steps = [str(entry.get("step", "")) for entry in candidate.history]
-    accuracy = ", ".join(f"{percent(v)} on {k}" for k, v in candidate.accuracy_host.items())
+    judged = ((_judged(candidate, value), key) for key, value in candidate.accuracy_host.items())
+    accuracy = ", ".join(f"{value} on {key}" for value, key in judged)
     int8 = "; ".join(int8_errors(candidate))
     return [
         ("name", candidate.name),

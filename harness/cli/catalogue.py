@@ -97,7 +97,7 @@ def workloads(
 
 
 def _networks(row: dict[str, Any]) -> Table:
-    right = ("parameters", "MACs", "accuracy", "to train")
+    right = ("parameters", "MACs", row["metric"], "to train")
     table = make_table("network", *right, right=right)
     for network in row["networks"]:
         references = network["references"]

@@ -28,7 +28,7 @@ COLUMNS: dict[str, Callable[[MeasurementReport], Text]] = {
     "95 % interval": lambda m: Text(nanosecond_range(m.p50_ns.low, m.p50_ns.high), style="dim"),
     "p99": lambda m: Text(nanoseconds(m.p99_ns.value)),
     "faster": lambda m: _ratio(m.versus_reference),
-    "accuracy": lambda m: Text(percent(m.accuracy.value if m.accuracy else None)),
+    "accuracy": lambda m: _judged(m),
     "file": lambda m: Text(byte_count(m.size_bytes)),
     "memory": lambda m: Text(byte_count(m.memory.median_bytes if m.memory else None)),
     "MACs": lambda m: Text(count(m.macs)),
@@ -65,6 +65,14 @@ def _show(console: Console, section: BoardSection) -> None:
             f"{section.trust.cores} cores): these timings don't hold",
             style="yellow",
         )
+
+
+def _judged(measured: MeasurementReport) -> Text:
+    accuracy = measured.accuracy
+    if accuracy is None:
+        return Text(percent(None))
+    metric = "" if accuracy.metric == "accuracy" else f" {accuracy.metric}"
+    return Text(percent(accuracy.value) + metric)
 
 
 def _ratio(ratio: RatioReport | None) -> Text:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from PIL import Image
 from flatsat.compressors.candidate import load
 from flatsat.errors import DataError
 from flatsat.harness import supply
+from flatsat.harness.cli.candidates import candidates_table
 from flatsat.harness.lab import Lab
 
 RECIPE = """schema = 1
@@ -173,3 +175,17 @@ def test_data_that_do_not_fit_are_one_line(
     said = flatsat("workloads", *arguments)
     assert (said.code, said.out) == (2, "")
     assert words in said.error
+
+
+def test_agreement_is_called_so(flatsat: Callable[..., Any]) -> None:
+    shown = flatsat("workloads", "agreement").out
+    heads = next(line for line in shown.splitlines() if line.split()[:1] == ["network"])
+    assert heads.split()[3] == "agreement"
+    told = {"name": "a", "role": "compressed", "seed": 0, "params": 9, "nonzeros": 9, "macs": 9}
+    told |= {"size_bytes": 9, "candidate_id": "f" * 64, "accuracy_host": {"validation": 0.889}}
+    rows = [
+        SimpleNamespace(workload=workload, **told)
+        for workload in ("agreement/efficientnet-lite0", "fashion/lenet5", "")
+    ]
+    cells = list(candidates_table(rows).columns[8].cells)  # type: ignore[arg-type]
+    assert sorted(map(str, cells)) == ["88.9 %", "88.9 %", "88.9 % agreement"]

@@ -281,3 +281,19 @@ def test_a_search_on_a_virtual_clock_says_what_that_is_not(report):
     page = _Page(pages.run_html(replace(report, sections=(), search=(search,))))
     assert "(virtual clock)" in page.text
     assert "is not the latency of a real board" in page.text
+
+
+def test_agreement_is_not_called_accuracy_in_its_cells(report):
+    def renamed(m):
+        if m.accuracy is None:
+            return m
+        return replace(m, accuracy=replace(m.accuracy, metric="agreement"))
+
+    sections = tuple(
+        replace(section, measurements=tuple(renamed(m) for m in section.measurements))
+        for section in report.sections
+    )
+    assert "<small>agreement</small>" not in pages.run_html(report)
+    text = pages.run_html(replace(report, sections=sections))
+    held = sum(m.accuracy is not None for section in sections for m in section.measurements)
+    assert text.count("<small>agreement</small>") >= held > 0
