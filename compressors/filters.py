@@ -19,7 +19,8 @@ class L1FilterParams(StepParams):
 
     Attributes:
         ratio: share removed, in [0, 1): one number for every channel group that can be pruned, or
-            a table whose keys are "conv", "fc" (kinds of a group's first producer) or group names
+            a table whose keys are "conv" (transposed ones too), "fc" (kinds of a group's first
+            producer) or group names
             (`flatsat compressors` calls a group by its first producer); a name beats a kind, and
             what the table doesn't name stays.
         keep: preserve ratio in (0, 1] by group name; other groups stay whole.

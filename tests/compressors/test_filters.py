@@ -105,6 +105,33 @@ def test_a_name_beats_a_kind_and_the_rest_stays():
     assert widths == [20, 25, 500, 10]
 
 
+class NamedLikeAKind(nn.Module):
+    """The head is called `fc`, as in many networks; one convolution is transposed."""
+
+    def __init__(self):
+        super().__init__()
+        self.down = nn.Conv2d(1, 8, 3, stride=2)
+        self.up = nn.ConvTranspose2d(8, 6, 2, stride=2)
+        self.hidden = nn.Linear(6, 10)
+        self.fc = nn.Linear(10, 4)
+
+    def forward(self, x):
+        x = torch.relu(self.up(torch.relu(self.down(x)))).mean((2, 3))
+        return self.fc(torch.relu(self.hidden(x)))
+
+
+def test_kinds_reach_transposed_convolutions_and_spare_a_head_of_that_name():
+    pruned = prune(NamedLikeAKind().eval(), ratio={"conv": 0.5, "fc": 0.5})
+    assert [info.out_channels for info in layers(pruned.module, SHAPE)] == [4, 3, 5, 4]
+    assert set(pruned.history[0]["left"]) == {"fc"}
+
+
+def test_what_stays_whole_is_told_layer_by_layer():
+    left = prune(net_of("resnet20"), keep={"blocks.0.conv1": 0.5}).history[0]["left"]
+    names = {info.name for info in layers(net_of("resnet20"), SHAPE)}
+    assert set(left) == names - {"blocks.0.conv1"}
+
+
 def test_masks_follow():
     net = net_of("lenet300", 0.1)
     mask = net.fc2.weight.detach() > 0
