@@ -35,6 +35,7 @@ from flatsat.coded.container import (
     plausible_bytes,
 )
 from flatsat.coded.context import Coder
+from flatsat.coded.dictionary import SKELETON
 from flatsat.coded.errors import CodedError
 from flatsat.coded.native import Library
 from flatsat.compressors.base import StepParams
@@ -144,7 +145,7 @@ class _Codec:
             head = number(tensor.offset - at) + number(tensor.elements) + bytes([tensor.element])
             parts.append(head + self._tensor(tensor, raw, streams))
             at = end
-        skeleton = _deflate(b"".join(gaps) + data[at:])
+        skeleton = _deflate(b"".join(gaps) + data[at:], SKELETON)
         stream = streams.finish()
         coded = b"".join(
             (
@@ -441,6 +442,6 @@ def _zigzag(value: int) -> int:
     return 2 * value if value >= 0 else -2 * value - 1
 
 
-def _deflate(data: bytes) -> bytes:
-    packer = zlib.compressobj(9, zlib.DEFLATED, -15, 9)
+def _deflate(data: bytes, dictionary: bytes = b"") -> bytes:
+    packer = zlib.compressobj(9, zlib.DEFLATED, -15, 9, zlib.Z_DEFAULT_STRATEGY, dictionary)
     return packer.compress(data) + packer.flush()

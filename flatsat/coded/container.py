@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Callable, Dict, Iterator, List, NamedTupl
 
 from . import huffman
 from .context import Coder
+from .dictionary import SKELETON
 from .errors import CodedError
 
 if TYPE_CHECKING:
@@ -292,9 +293,9 @@ def _little(values: array[int]) -> bytes:
     return values.tobytes()
 
 
-def _inflate(packed: bytes, size: int, what: str) -> bytes:
+def _inflate(packed: bytes, size: int, what: str, dictionary: bytes = b"") -> bytes:
     """Return exactly `size` bytes, never holding more."""
-    reader = zlib.decompressobj(_DEFLATE)
+    reader = zlib.decompressobj(_DEFLATE, zdict=dictionary)
     try:
         data = reader.decompress(packed, size + 1) if size else reader.decompress(packed, 1)
     except zlib.error as error:
@@ -335,7 +336,7 @@ class _Reader:
         stream = self.take(self.number(_ANY, "the stream"))
         if self._at != len(self._data):
             raise CodedError("the coded file is damaged: bytes behind its end")
-        skeleton = _inflate(packed, file_bytes - inside, "the skeleton")
+        skeleton = _inflate(packed, file_bytes - inside, "the skeleton", SKELETON)
         return Header(sha256, file_bytes, suffix.decode(), skeleton, tuple(tensors), stream)
 
     def _tensor(self, left: int) -> Tensor:

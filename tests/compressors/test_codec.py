@@ -13,16 +13,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flatsat.coded.container import FLOAT32, INT8, UINT8, decode, read_header
 from flatsat.coded.context import Coder
 from flatsat.coded.errors import CodedError
+from flatsat.compressors.base import Network
 from flatsat.compressors.codec import AnsCodec, ContextCodec, HuffmanCodec, RangeCodec
 from flatsat.compressors.codec import coder_library as find_library
 from flatsat.compressors.entropy import entropy_bits, huffman_bits
-from flatsat.compressors.tensor_ranges import TensorRange
+from flatsat.compressors.onnx_lower import OnnxLower
+from flatsat.compressors.tensor_ranges import TensorRange, tensor_ranges
+from flatsat.datasets.nets import build
 from flatsat.errors import DataError
 
 if TYPE_CHECKING:
@@ -298,3 +302,19 @@ def test_random_bytes_are_refused() -> None:
     for _ in range(200):
         with pytest.raises(CodedError):
             decode(b"FSCW\1" + chance.randbytes(chance.randrange(200)))
+
+
+def test_what_exported_files_have_in_common_costs_next_to_nothing(tmp_path, blobs) -> None:
+    module = build(
+        "lenet300", classes=10, input_shape=(1, 28, 28), generator=torch.Generator()
+    ).eval()
+    for parameter in module.parameters():
+        torch.nn.init.constant_(parameter, 0.5)
+    context = blobs((1, 28, 28), classes=10, n=16)
+    artifact = OnnxLower(OnnxLower.Params(goldens=2)).lower(
+        Network(module, (1, 28, 28)), tmp_path, context
+    )
+    data = (tmp_path / artifact.file).read_bytes()
+    coded = ContextCodec().encode(data, tensor_ranges(data, "onnx"), "onnx")
+    assert ContextCodec().decode(coded) == data
+    assert len(coded) < 450
