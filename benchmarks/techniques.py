@@ -269,7 +269,7 @@ def main() -> None:
     torch.set_num_threads(1)
     task = workload(arguments.workload)
     checkpoint = results.Checkpoint(Path(f"lab/benchmarks/techniques_{task.name}.json"))
-    table: dict[str, dict[str, list[Cell]]] = {}
+    table: dict[str, dict[str, list[Cell]]] = {network: {} for network in arguments.networks}
     for network in arguments.networks:
         for seed in range(arguments.seeds):
             bench: Bench | None = None
@@ -372,7 +372,7 @@ def row(cells: list[Cell], dense: list[Cell], seeds: int) -> tuple[str, ...]:
     size = np.mean([cell["coded_bytes"] for cell in cells])
     return (
         told,
-        f"{change:+.2f}",
+        f"{round(change, 2) + 0.0:+.2f}",
         f"{np.mean([cell['nonzeros'] for cell in cells]):,.0f}",
         f"{np.mean([cell['macs'] for cell in cells]):,.0f}",
         f"{size:,.0f}",
@@ -403,6 +403,10 @@ def _notes(task: Workload, table: dict[str, dict[str, list[Cell]]]) -> list[str]
         f"Agents: drop bound of {BOUND:g} points on validation; a layer's agent learns from 10 "
         "times 4 samples, each trained for 1/20 epoch: far fewer than the paper's.",
     ]
+    notes.append(
+        "Techniques that train go on from the dense network, so they have had its epochs and their "
+        "own; the narrow network has had as many epochs as the dense one."
+    )
     short = [n for n in table if BUDGETS[task.name][n].images or BUDGETS[task.name][n].epochs]
     if short:
         notes.append(
