@@ -52,8 +52,8 @@ if TYPE_CHECKING:
 
 Array: TypeAlias = "np.ndarray[Any, np.dtype[Any]]"
 SUFFIX = ".fscw"
-_TRIED_ELEMENTS = 1 << 22
-"""Larger tensors are coded once: trying periods would take as long again."""
+_TRIED_ELEMENTS = 1 << 16
+"""Periods are tried on so many: a tensor's first rows choose as all do, but for a few bytes."""
 
 
 def coder_library(cache_dir: Path | None = None) -> Library | None:
@@ -360,8 +360,10 @@ class _Streams:
         ends = (rows, columns, -symbols.zero, symbols.size - 1 - symbols.zero)
         best = 0
         periods = [period for period in _periods(symbols.tensor.shape) if period <= columns]
-        if len(periods) > 1 and self.library is not None and len(symbols.values) < _TRIED_ELEMENTS:
-            best = min(periods, key=lambda period: self._alone(symbols.values, *ends, period))
+        if len(periods) > 1 and self.library is not None and columns <= _TRIED_ELEMENTS:
+            first = min(rows, _TRIED_ELEMENTS // columns)
+            some = (symbols.values[: first * columns], first, *ends[1:])
+            best = min(periods, key=lambda period: self._alone(*some, period))
         elif periods:
             best = periods[-1]
         self.matrix(symbols.values, *ends, best)
