@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import difflib
 import math
 import sys
@@ -15,6 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 
+from flatsat.compressors.copying import copied
 from flatsat.compressors.layers import LayerInfo, evaluating, is_depthwise
 from flatsat.errors import RecipeError
 
@@ -149,27 +149,35 @@ def cuts(
 ) -> tuple[Cut, ...]:
     """Return what stays of every tensor that `keep` (see `checked_keep`) touches."""
     removed: dict[tuple[str, str], set[int]] = {}
+    by_name = {group.name: group for group in groups}
     for name, kept in keep.items():
-        group = find(groups, name)
+        group = by_name[name] if name in by_name else find(groups, name)
         gone = sorted(set(range(group.channels)) - set(kept))
         for slot in group.slots:
             taken = removed.setdefault((slot.layer, slot.side), set())
-            taken.update(position for channel in gone for position in slot.index[channel])
+            for channel in gone:
+                taken.update(slot.index[channel])
     made: list[Cut] = []
+    parts = dict(module.named_modules())
+    # Layers of one group lose the same positions: their indices are made once.
+    known: dict[tuple[int, frozenset[int]], Tensor] = {}
     for (layer, side), positions in removed.items():
-        part = module.get_submodule(layer)
-        for tensor, dim, length in tensors_of(part, side):
-            # Along the input axis of a grouped convolution each group holds the same offsets.
-            gone_here = {position % length for position in positions}
-            kept_here = [i for i in range(length) if i not in gone_here]
-            made.append(Cut(layer, tensor, dim, torch.tensor(kept_here, dtype=torch.long)))
+        lost = frozenset(positions)
+        for tensor, dim, length in tensors_of(parts[layer], side):
+            if (length, lost) not in known:
+                # Along the input axis of a grouped convolution each group holds the same offsets.
+                gone_here = {position % length for position in lost}
+                kept_here = [i for i in range(length) if i not in gone_here]
+                known[length, lost] = torch.tensor(kept_here, dtype=torch.long)
+            made.append(Cut(layer, tensor, dim, known[length, lost]))
     return tuple(made)
 
 
 def cut_module(module: nn.Module, made: Sequence[Cut]) -> None:
     """Cut `module` in place."""
+    parts = dict(module.named_modules())
     for cut in made:
-        part = module.get_submodule(cut.layer)
+        part = parts[cut.layer]
         old = getattr(part, cut.tensor)
         new = old.detach().index_select(cut.dim, cut.kept)
         if isinstance(old, nn.Parameter):
@@ -177,7 +185,7 @@ def cut_module(module: nn.Module, made: Sequence[Cut]) -> None:
         else:
             setattr(part, cut.tensor, new)
     for layer in dict.fromkeys(cut.layer for cut in made):
-        _set_widths(module.get_submodule(layer))
+        _set_widths(parts[layer])
 
 
 def cut_masks(masks: Mapping[str, Tensor], made: Sequence[Cut]) -> dict[str, Tensor]:
@@ -198,7 +206,7 @@ def zero_channels(
     Their producers' weights and biases, and scale, shift and running mean of normalisation, are
     set to zero; consumers stay as they are, so the copy knows nothing of where they read.
     """
-    zeroed = copy.deepcopy(module)
+    zeroed = copied(module)
     with torch.no_grad():
         for name, kept in keep.items():
             group = find(groups, name)
@@ -224,7 +232,7 @@ def difference(module: nn.Module, other: nn.Module, input_shape: tuple[int, ...]
     x = torch.randn(_VERIFY_IMAGES, *input_shape, generator=generator, dtype=torch.float64)
     outputs = []
     for part in (module, other):
-        double = copy.deepcopy(part).double()
+        double = copied(part).double()
         with evaluating(double):
             try:
                 outputs.append(double(x))
@@ -256,7 +264,7 @@ def cut_verified(
     if len(keep) > _NAMED:
         named += f" and {len(keep) - _NAMED} more"
     made = cuts(module, groups, keep)
-    pruned = copy.deepcopy(module)
+    pruned = copied(module)
     try:
         cut_module(pruned, made)
         gap = difference(zero_channels(module, groups, keep), pruned, input_shape)
