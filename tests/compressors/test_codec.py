@@ -272,14 +272,16 @@ print(json.dumps(told))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("native", "count"), [(True, 100_000), (False, 400)], ids=["c", "python"])
+@pytest.mark.parametrize(("native", "count"), [(True, 20_000), (False, 400)], ids=["c", "python"])
 def test_damaged_files_neither_crash_nor_swell(
     library: Library, tmp_path: Path, native: bool, count: int
 ) -> None:
+    """`benchmarks/hostile_files.py` damages 100,000, those of real networks."""
     path = library._c._name if native else ""
     files = []
     for codec in CODECS.values():
-        if codec.name in ("huffman", "context"):
+        # Python is no other decoder of the static codecs.
+        if native or codec.name in ("huffman", "context"):
             for tensors in (
                 (sparse_levels(6, 10), TENSORS["multiples"][:1, :1]),
                 (TENSORS["uint8"], TENSORS["pruned"][:4]),
