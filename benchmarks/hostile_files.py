@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import json
 import os
 import random
@@ -21,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import zlib
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -233,15 +235,7 @@ def models() -> dict[str, tuple[bytes, Any, str]]:
     task = workload("mnist-mini")
     splits, cache = task.splits(), default_cache_dir()
     shape = tuple(int(n) for n in splits.train.x.shape[1:])
-    context = StepContext(
-        workload=task,
-        network="lenet5",
-        train=splits.train,
-        calibration=splits.calibration,
-        validation=splits.validation,
-        seed=0,
-        cache_dir=cache,
-    )
+    context = StepContext.of(task, "lenet5", seed=0, cache_dir=cache)
     made: dict[str, tuple[bytes, Any, str]] = {}
 
     def keep(name: str, data: bytes, format_: str) -> None:
@@ -379,9 +373,8 @@ def crafted(chance: random.Random) -> bytes:
     )
 
 
+@functools.lru_cache
 def _deflated(data: bytes) -> bytes:
-    import zlib
-
     packer = zlib.compressobj(9, zlib.DEFLATED, -15)
     return packer.compress(data) + packer.flush()
 
