@@ -144,15 +144,7 @@ def point(
 ) -> Point:
     """Quantise one network; return its accuracy and bytes."""
     splits = task.splits()
-    context = StepContext(
-        workload=task,
-        network=network,
-        train=splits.train,
-        calibration=splits.calibration,
-        validation=splits.validation,
-        seed=seed,
-        cache_dir=default_cache_dir(),
-    )
+    context = StepContext.of(task, network, seed=seed, cache_dir=default_cache_dir())
     try:
         if way == "aware":
             aware = QuantiseAwareTrain(QuantiseAwareTrain.Params.model_validate(params))

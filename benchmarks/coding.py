@@ -358,16 +358,7 @@ def array(file: bytes, place: TensorRange) -> Array:
 
 def context_of(network: str) -> StepContext:
     task = workload("mnist-mini")
-    splits = task.splits()
-    return StepContext(
-        workload=task,
-        network=network,
-        train=splits.train,
-        calibration=splits.calibration,
-        validation=splits.validation,
-        seed=0,
-        cache_dir=default_cache_dir(),
-    )
+    return StepContext.of(task, network, seed=0, cache_dir=default_cache_dir())
 
 
 def dense_of(name: str, context: StepContext) -> Network:

@@ -226,15 +226,7 @@ def cell(name: str, network: str, seed: int, arguments: Arguments) -> dict[str, 
     """Return every method's figures for one seed."""
     task = workload(name)
     splits = task.splits()
-    context = StepContext(
-        workload=task,
-        network=network,
-        train=splits.train,
-        calibration=splits.calibration,
-        validation=splits.validation,
-        seed=seed,
-        cache_dir=default_cache_dir(),
-    )
+    context = StepContext.of(task, network, seed=seed, cache_dir=default_cache_dir())
     shape = tuple(int(n) for n in splits.train.x.shape[1:])
     dense = Network(
         reference(task, network, seed=seed, cache_dir=default_cache_dir()).module, shape

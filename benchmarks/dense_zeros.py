@@ -14,8 +14,8 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import results
+from recorded import median_us
 from rich.console import Console
 
 from flatsat.compressors.recipe import from_mapping
@@ -92,13 +92,13 @@ def measure(lab: Lab, arguments: argparse.Namespace) -> None:
             for old, new in zip(dense.artifacts, pruned.artifacts, strict=True):
                 before, after = _of(found, old.sha256), _of(found, new.sha256)
                 gain = compare(before, after, statistic="p50")
-                over = _median_us(fastest) / _median_us(after)
+                over = median_us(fastest) / median_us(after)
                 rows.append(
                     [
                         *(board, network, default_runtime(new.format)),
                         f"{100 * pruned.nonzeros / pruned.params:.1f}",
-                        *(f"{_median_us(each):.1f}" for each in (before, after)),
-                        _ratio(gain.ratio) or f"{_median_us(before) / _median_us(after):.2f}",
+                        *(f"{median_us(each):.1f}" for each in (before, after)),
+                        _ratio(gain.ratio) or f"{median_us(before) / median_us(after):.2f}",
                         f"{over:.2f}",
                         *(old.size_bytes, new.size_bytes),
                     ]
@@ -136,17 +136,6 @@ def _of(rows: Sequence[OutcomeRow], artifact: str) -> list[OutcomeRow]:
     for row in found:
         assert isinstance(row.outcome, Measured), row.outcome
     return found
-
-
-def _median_us(rows: Sequence[OutcomeRow]) -> float:
-    medians = [
-        float(np.median(samples.values)) / 1e3
-        for row in rows
-        if isinstance(row.outcome, Measured)
-        for samples in row.outcome.samples
-        if samples.quantity == "latency_ns" and samples.warm
-    ]
-    return float(np.median(medians))
 
 
 def _ratio(ratio: Any) -> str:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import results
+from recorded import median_us, runnable
 from rich.console import Console
 
 from flatsat.compressors.recipe import from_mapping
@@ -92,7 +93,7 @@ def measure(lab: Lab, arguments: argparse.Namespace) -> None:
             lab, run_id, built, boards=[board], settings=settings, progress=progress
         )
         end_run(lab, store, run_id, "done")
-    busy = float(np.mean([_runnable(row) > (os.cpu_count() or 1) for row in found[HOST]]))
+    busy = float(np.mean([runnable(row) > (os.cpu_count() or 1) for row in found[HOST]]))
     if busy > BUSY_SHARE and not arguments.busy:
         sys.exit(f"more processes runnable than cores at {busy:.0%} of jobs: no verdict")
     rows: list[tuple[object, ...]] = []
@@ -174,7 +175,7 @@ def _judge(
     network = candidate.workload.partition("/")[2]
     row = (
         *(board, network, default_runtime(int8.format), entry["params"]["calibrator"]),
-        *(f"{_median_us(each):.1f}" for each in latency),
+        *(f"{median_us(each):.1f}" for each in latency),
         *(_interval(ratios[s].ratio, "{:.2f}") for s in ("p50", "p10")),
         f"{ratios['p50'].verdict}",
         f"{source.size_bytes / int8.size_bytes:.2f}",
@@ -228,24 +229,6 @@ def _answers(row: OutcomeRow) -> np.ndarray:
     assert logits is not None
     values: np.ndarray = np.frombuffer(logits.data, logits.dtype).reshape(logits.shape)
     return np.asarray(values.argmax(axis=1))
-
-
-def _median_us(rows: Sequence[OutcomeRow]) -> float:
-    medians = [
-        float(np.median(samples.values)) / 1e3
-        for row in rows
-        if isinstance(row.outcome, Measured)
-        for samples in row.outcome.samples
-        if samples.quantity == "latency_ns" and samples.warm
-    ]
-    return float(np.median(medians))
-
-
-def _runnable(row: OutcomeRow) -> int:
-    assert isinstance(row.outcome, Measured), row.outcome
-    environment = row.outcome.evidence["environment"]
-    assert isinstance(environment, dict)
-    return int(environment["before"]["runnable"])
 
 
 def _interval(interval: object, form: str, scale: float = 1.0) -> str:

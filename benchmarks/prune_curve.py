@@ -100,15 +100,7 @@ def point(
     """Prune one network to a share of its weights; return accuracy, share left and seconds."""
     task = workload(name)
     splits = task.splits()
-    context = StepContext(
-        workload=task,
-        network=network,
-        train=splits.train,
-        calibration=splits.calibration,
-        validation=splits.validation,
-        seed=seed,
-        cache_dir=default_cache_dir(),
-    )
+    context = StepContext.of(task, network, seed=seed, cache_dir=default_cache_dir())
     shape = tuple(int(n) for n in splits.train.x.shape[1:])
     step = MagnitudePrune(MagnitudeParams(sparsity=1 - kept, rounds=ROUNDS, epochs=EPOCHS[network]))
     before = time.process_time()

@@ -213,15 +213,7 @@ class Bench:
         cache = default_cache_dir()
         self.module = reference(task, network, seed=0, cache_dir=cache).module.eval()
         self.dense = Network(self.module, self.shape)
-        self.context = StepContext(
-            workload=task,
-            network=network,
-            train=splits.train,
-            calibration=splits.calibration,
-            validation=splits.validation,
-            seed=0,
-            cache_dir=cache,
-        )
+        self.context = StepContext.of(task, network, seed=0, cache_dir=cache)
         self.split = splits.validation
         begun = time.perf_counter()
         self.groups = channel_groups(self.module, self.shape)

@@ -109,15 +109,7 @@ class Bench:
         self.name = network
         splits = self.task.splits()
         self.test = splits.open_test()
-        self.ctx = StepContext(
-            workload=self.task,
-            network=network,
-            train=splits.train,
-            calibration=splits.calibration,
-            validation=splits.validation,
-            seed=seed,
-            cache_dir=default_cache_dir(),
-        )
+        self.ctx = StepContext.of(self.task, network, seed=seed, cache_dir=default_cache_dir())
         self.reference = reference(self.task, network, seed=seed, cache_dir=default_cache_dir())
         self.dense = Network(self.reference.module, self.task.image_shape)
         self._made: dict[str, tuple[Network, float]] = {}

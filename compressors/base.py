@@ -105,6 +105,29 @@ class StepContext:
     cache_dir: Path
     progress: Progress = field(default_factory=NoProgress)
 
+    @classmethod
+    def of(
+        cls,
+        workload: Workload,
+        network: str,
+        *,
+        seed: int,
+        cache_dir: Path,
+        progress: Progress | None = None,
+    ) -> StepContext:
+        """Return the context of a workload's own splits."""
+        splits = workload.splits(cache_dir)
+        return cls(
+            workload=workload,
+            network=network,
+            train=splits.train,
+            calibration=splits.calibration,
+            validation=splits.validation,
+            seed=seed,
+            cache_dir=cache_dir,
+            progress=progress or NoProgress(),
+        )
+
     @property
     def classes(self) -> int:
         """How many classes the workload tells apart."""

@@ -128,19 +128,9 @@ def _make(
     progress: Progress,
 ) -> Candidate:
     """Fill `folder` and return its candidate."""
-    splits = workload.splits(cache_dir)
     network_name = parse_ref(spec.workload, spec.data)[1]
     content = data_sha256(spec)
-    ctx = StepContext(
-        workload=workload,
-        network=network_name,
-        train=splits.train,
-        calibration=splits.calibration,
-        validation=splits.validation,
-        seed=seed,
-        cache_dir=cache_dir,
-        progress=progress,
-    )
+    ctx = StepContext.of(workload, network_name, seed=seed, cache_dir=cache_dir, progress=progress)
     network, reference_train_s = _start(spec, ctx)
     before = network.module if network.history else None
     cpu_started = time.process_time()
@@ -153,7 +143,7 @@ def _make(
     put_masks(folder, first_dense(network, found))
     put_pictures(folder, pictures(network, found, before))
     history = (*network.history, *passes, *coded)
-    on_host = {"validation": evaluate(network.module, splits.validation)}
+    on_host = {"validation": evaluate(network.module, ctx.validation)}
     for told in passes:
         key = f"validation/{told['role']}"
         if key in on_host:
@@ -186,7 +176,7 @@ def _make(
         layers=tuple(_plain(asdict(info)) for info in found),
         role=role_of(spec),
         folder=folder,
-        splits={s.name: s.sha256 for s in (splits.train, splits.calibration, splits.validation)},
+        splits={s.name: s.sha256 for s in (ctx.train, ctx.calibration, ctx.validation)},
         bytes_by_coding=bytes_by_coding(network.module, network.history),
         history=tuple(_plain(dict(told)) for told in history),
     )

@@ -91,19 +91,11 @@ def scan_network(
     values = checked_values(method, method.values if request.points is None else request.points)
     workload, network = parse_ref(request.network, request.data)
     workload.settings(network)  # Refuses a network that the workload lacks.
-    splits = workload.splits(cache_dir)
     trained = reference(
         workload, network, seed=request.seed, cache_dir=cache_dir, progress=progress
     )
-    ctx = StepContext(
-        workload=workload,
-        network=network,
-        train=splits.train,
-        calibration=splits.calibration,
-        validation=splits.validation,
-        seed=request.seed,
-        cache_dir=cache_dir,
-        progress=progress,
+    ctx = StepContext.of(
+        workload, network, seed=request.seed, cache_dir=cache_dir, progress=progress
     )
     with _threads(workload.cost(network).macs):
         scanner = Scanner(
