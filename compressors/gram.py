@@ -126,6 +126,46 @@ def solve(normal: Normal, stays: Tensor, goes: Tensor) -> Tensor:
     return old + change
 
 
+class Nested:
+    """Solutions of one consumer whose channels go in a fixed order, each by one triangular solve.
+
+    The channels that stay are always the first ones of an order; with the columns in that order and
+    G + r I = L L^T, the leading block L_SS is the factor of the system of those that stay, and
+
+        W'_S = W_S + (G_SS + r I)^-1 G_SR W_R = L_SS^-T (L^T W)_S.
+    """
+
+    def __init__(self, normal: Normal, name: str, order: Tensor) -> None:
+        """Factorise once.
+
+        Args:
+            normal: of a consumer that reads the channels of one group alone, perhaps beside others
+                that always stay.
+            name: the group.
+            order: its channels, those that stay longest first.
+        """
+        taken = normal.readers[name][order].flatten()
+        left = torch.ones(len(normal.gram), dtype=torch.bool)
+        left[taken] = False
+        always = torch.nonzero(left).flatten()
+        self._always = len(always)
+        self._width = normal.readers[name].shape[1]
+        self._columns = torch.cat((always, taken))
+        system = normal.gram[self._columns][:, self._columns]
+        ridge = _RIDGE * float(normal.gram.diagonal().mean())
+        system.diagonal().add_(ridge)
+        self._factor, fault = torch.linalg.cholesky_ex(system)
+        self.sound = ridge > 0.0 and int(fault) == 0
+        self._image = self._factor.T @ normal.weight[self._columns]
+
+    def solve(self, count: int) -> tuple[Tensor, Tensor]:
+        """Return the columns that stay with the first `count` channels, and W'_S for them."""
+        end = self._always + count * self._width
+        upper = self._factor[:end, :end].T
+        solved: Tensor = torch.linalg.solve_triangular(upper, self._image[:end], upper=True)
+        return self._columns[:end], solved
+
+
 def schedule(images: int, sampling: Sampling) -> Iterator[tuple[int, int]]:
     """Yield (first image, how often its points are drawn) of each batch."""
     available = -(-images // sampling.batch)

@@ -21,6 +21,7 @@ from flatsat.compressors.channels import (
 )
 from flatsat.compressors.copying import copied
 from flatsat.compressors.gram import (
+    Nested,
     Normal,
     Sampling,
     Sum,
@@ -46,6 +47,8 @@ if TYPE_CHECKING:
 Criterion = Literal["l1", "l1-consumer"]
 
 _CACHE_BYTES = 256 << 20
+_MOST_NESTED = 8192
+"""Columns; a factor as large as the Gram matrix is kept beside it."""
 
 
 class ChannelPruner:
@@ -117,6 +120,7 @@ class ChannelPruner:
         side = "out" if criterion == "l1" else "in"
         self._norms = {g.name: l1(network.module, g, side) for g in self.groups if g.prunable}
         self._normals: dict[str, Normal] = {}
+        self._nested: dict[str, Nested | None] = {}
         self._solved: OrderedDict[tuple[str, tuple[tuple[str, int], ...]], tuple[Tensor, ...]] = (
             OrderedDict()
         )
@@ -218,9 +222,15 @@ class ChannelPruner:
             self._solved.move_to_end(key)
             return self._solved[key]
         normal = self._normals[layer]
-        stays, goes = columns(normal, reads)
         full = torch.zeros_like(normal.weight)
-        full[stays] = solve(normal, stays, goes)
+        nested = self._nested_for(layer)
+        if nested is not None:
+            ((_, kept),) = reads.items()
+            stays, solved = nested.solve(len(kept))
+            full[stays] = solved
+        else:
+            stays, goes = columns(normal, reads)
+            full[stays] = solve(normal, stays, goes)
         shape = weight_of(self.network.module, layer).shape
         solution: tuple[Tensor, ...] = (full.T.reshape(shape).float(),)
         if normal.bias is not None:
@@ -232,6 +242,19 @@ class ChannelPruner:
             _, oldest = self._solved.popitem(last=False)
             self._solved_bytes -= sum(part.nbytes for part in oldest)
         return solution
+
+    def _nested_for(self, layer: str) -> Nested | None:
+        """Return what solves a layer that reads one group alone; None where `solve` has to."""
+        if layer not in self._nested:
+            normal = self._normals[layer]
+            found = None
+            if len(normal.readers) == 1 and len(normal.gram) <= _MOST_NESTED:
+                (name,) = normal.readers
+                # `kept` takes the first ones of this order.
+                order = torch.sort(self._norms[name], descending=True, stable=True).indices
+                found = Nested(normal, name, order)
+            self._nested[layer] = found if found is not None and found.sound else None
+        return self._nested[layer]
 
     def _readers(self) -> dict[str, dict[str, Tensor]]:
         """Return, for each consumer that can be reconstructed, group -> its input positions."""
