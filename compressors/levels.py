@@ -96,6 +96,8 @@ def _spaced(words: Array, values: Array) -> Levels | None:
             continue
         centre = np.float32(abs(far) / count)
         for step in _neighbours(centre):
+            if not step > 0:
+                continue
             numbers = np.rint((rest - low) / float(step)).astype(np.int64)
             again = (low + numbers * float(step)).astype(np.float32)
             if not np.array_equal(again, rest.astype(np.float32)):
