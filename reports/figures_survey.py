@@ -246,6 +246,8 @@ MOST_LINES = 8
 def pruned_by_layer(lines: Sequence[LayerLine], what: str) -> Figure | None:
     """Return how far each layer is pruned, a line a network; None without any.
 
+    Its "more" counts the lines that are not drawn.
+
     Args:
         lines: at most `MOST_LINES` are drawn.
         what: is counted, as the axis says it: "weights", "filters".
@@ -255,7 +257,8 @@ def pruned_by_layer(lines: Sequence[LayerLine], what: str) -> Figure | None:
         if line.pruned:
             alike.setdefault(line.pruned, []).append(line.said)
     # Networks that are pruned alike, as one before and after quantisation, are one line.
-    shown = [LayerLine(words.listed(said), pruned) for pruned, said in alike.items()][:MOST_LINES]
+    every = [LayerLine(words.listed(said), pruned) for pruned, said in alike.items()]
+    shown = every[:MOST_LINES]
     if not shown:
         return None
     layers = dict.fromkeys(html.escape(name) for line in shown for name, _ in line.pruned)
@@ -285,4 +288,5 @@ def pruned_by_layer(lines: Sequence[LayerLine], what: str) -> Figure | None:
             height=380,
         ),
         "alt": f"Share of {what} pruned in each layer of {len(shown)} networks.",
+        "more": len(every) - len(shown),
     }

@@ -42,7 +42,7 @@ class AgentRow:
         accuracy: its own.
         magnitude: (label, smaller, accuracy) of the network of about as many parameters whose
             filters were ranked by L1 norm, None where the run has none.
-        cost: training steps and forward passes, in words.
+        cost: training steps, forward passes and CPU time, in words.
     """
 
     label: str
@@ -175,6 +175,8 @@ def _cost(candidate: CandidateReport) -> str:
         for value, what in ((steps, "training steps"), (passes, "forward passes"))
         if value
     ]
+    used_s = candidate.cost.get("cpu_s")
+    told += [f"{words.seconds(used_s)} of CPU time"] if used_s else []
     return ", ".join(told) or words.NONE
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -287,7 +288,10 @@ def _series_label(by_bits: dict[int, list[CandidateReport]]) -> str:
         more = [
             f"{key.replace('_', ' ')} {value}"
             for key, value in step.params.items()
-            if key in ("per", "activations") and value is not None
+            if key in ("per", "activations")
+            and value is not None
+            # Only ranges are taken: the network itself rounds no activations.
+            and (key != "activations" or step.params.get("simulate") is not False)
         ]
         quantises = techniques.technique(step.use) == techniques.QUANTISE
         told.append(step.use + (f" ({', '.join(more)})" if more and quantises else ""))
@@ -332,7 +336,7 @@ def pruning_figures(report: RunReport) -> dict[str, Figure]:
     for workload in dict.fromkeys(c.workload for c in report.candidates if c.workload):
         lines = [
             LayerLine(candidate.label, _pruned(candidate))
-            for candidate in report.candidates
+            for candidate in _chains_in_turn(report.candidates)
             if candidate.workload == workload
             and techniques.PRUNE in techniques.techniques(candidate)
         ]
@@ -356,13 +360,24 @@ def filter_figures(report: RunReport) -> dict[str, Figure]:
                     )
                 ),
             )
-            for candidate in report.candidates
+            for candidate in _chains_in_turn(report.candidates)
             if candidate.workload == workload
         ]
         figure = figures_survey.pruned_by_layer(lines, "filters and neurons")
         if figure is not None:
             found[workload] = figure
     return found
+
+
+def _chains_in_turn(candidates: Sequence[CandidateReport]) -> list[CandidateReport]:
+    """Return the candidates so that the first of each chain of steps go before all second ones."""
+    met: Counter[tuple[str, ...]] = Counter()
+    turns: list[tuple[int, CandidateReport]] = []
+    for candidate in candidates:
+        chain = (candidate.workload, *(step.use for step in candidate.steps))
+        turns.append((met[chain], candidate))
+        met[chain] += 1
+    return [candidate for _, candidate in sorted(turns, key=lambda turn: turn[0])]
 
 
 def _pruned(candidate: CandidateReport) -> tuple[tuple[str, float], ...]:

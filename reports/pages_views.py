@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 
 _MOST_MASKS = 4
+_ALL = 0.9995
 _SPARSE = 0.98
 """A mask that keeps more shows a few weights that happen to be zero."""
 
@@ -86,11 +87,16 @@ class HeatRow:
 
 @dataclass(frozen=True)
 class Heat:
-    """Sparsity per layer of the candidates of one workload."""
+    """Sparsity per layer of the candidates of one workload.
+
+    Attributes:
+        whole: compressed networks that hold every weight of the dense one, which have no row.
+    """
 
     workload: str
     layers: tuple[tuple[str, str], ...]
     rows: tuple[HeatRow, ...]
+    whole: int = 0
 
 
 @dataclass(frozen=True)
@@ -266,8 +272,16 @@ def heats(report: RunReport) -> list[Heat]:
                     kept / total if total else None,
                 )
             )
-        found.append(Heat(workload, tuple(layers), tuple(rows)))
+        pruned = [row for row in rows if row.candidate.role != "compressed" or not _whole(row)]
+        shown = pruned if len(pruned) > 1 else rows
+        found.append(Heat(workload, tuple(layers), tuple(shown), len(rows) - len(shown)))
     return found
+
+
+def _whole(row: HeatRow) -> bool:
+    """Return whether it holds all weights, but for some that rounding put on zero."""
+    kept = [layer.kept for layer in row.cells if layer is not None]
+    return all(share is not None and _ALL <= share <= 1.0 for share in kept)
 
 
 def candidate_family(candidate: CandidateReport) -> str:

@@ -17,11 +17,12 @@ from flatsat.reports import (
     pages_agents,
     pages_results,
     pages_survey,
+    pages_views,
     sizes,
     techniques,
 )
 from flatsat.reports.figures_survey import LayerLine
-from flatsat.reports.model import CandidateReport
+from flatsat.reports.model import CandidateReport, LayerReport
 from flatsat.reports.model_survey import (
     FiltersPicture,
     ImageAtBits,
@@ -547,6 +548,59 @@ def test_no_more_lines_are_drawn_than_there_are_colours():
     lines = [LayerLine(f"n{i}", (("fc", i / 20),)) for i in range(20)]
     assert len(figures_survey.pruned_by_layer(lines, "weights")["data"]) == 8
     assert figures_survey.pruned_by_layer([LayerLine("n", ())], "weights") is None
+
+
+def test_lines_show_each_chain_of_steps_before_a_second_of_any(chains):
+    def layered(candidate, share):
+        layer = LayerReport("fc", "fc", 100, round(100 * share), 100, share)
+        return replace(candidate, layers=(layer,))
+
+    many = [_candidate(f"m{i}", ("magnitude-prune", {"sparsity": i})) for i in range(9)]
+    candidates = (*many, _candidate("g", ("gradual-prune", {})))
+    told = tuple(layered(c, i / 20) for i, c in enumerate(candidates))
+    (figure,) = pages_survey.pruning_figures(replace(chains, candidates=told)).values()
+    assert [trace["name"] for trace in figure["data"]] == [
+        "m0",
+        "g",
+        *(f"m{i}" for i in range(1, 7)),
+    ]
+    assert figure["more"] == 2
+
+
+def test_networks_that_lost_no_weight_have_no_row_of_their_own(chains):
+    def layered(candidate):
+        share = 0.2 if "pruned" in candidate.label else 1.0
+        return replace(
+            candidate, layers=(LayerReport("fc", "fc", 100, round(100 * share), 100, share),)
+        )
+
+    told = tuple(layered(c) for c in chains.candidates)
+    (heat,) = pages_views.heats(replace(chains, candidates=told))
+    assert [row.candidate.label for row in heat.rows] == [
+        "dense",
+        "pruned",
+        "pruned more",
+        "narrow",
+    ]
+    assert heat.whole == 3
+    assert "Not shown: 3 networks that lost no weight." in pages.run_html(
+        replace(chains, candidates=told)
+    )
+
+
+def test_bits_of_activations_that_the_network_does_not_round_are_not_told(chains):
+    aware = {"per": "layer", "activations": 8}
+    both = [
+        _candidate(f"{b}{on}", ("quantise-aware-train", {**aware, "bits": b, "simulate": on}))
+        for b in (3, 2)
+        for on in (True, False)
+    ]
+    changed = replace(chains, candidates=(*chains.candidates, *both))
+    (view,) = pages_survey.bits_views(changed)
+    assert [row.label for row in view.rows[1:]] == [
+        "quantise-aware-train (per layer, activations 8)",
+        "quantise-aware-train (per layer)",
+    ]
 
 
 def test_networks_that_are_pruned_alike_are_one_line():
