@@ -47,6 +47,7 @@ _PARTS = (
     ("agents", "Agents"),
     ("sparsity", "Layers"),
     ("weights", "Weights"),
+    ("filters", "Filters"),
     ("bits", "Bits"),
 )
 
@@ -86,7 +87,7 @@ def run_html(report: RunReport) -> str:
     agents, bits = pages_agents.agents_views(report), pages_survey.bits_views(report)
     weights, more_weights = pages_survey.weights_views(report)
     pruning = pages_survey.pruning_figures(report)
-    filters = pages_survey.filter_figures(report)
+    filters, sheets = pages_survey.filter_figures(report), pages_survey.filters_views(report)
     for name, by_workload in (("pruned", pruning), ("filters", filters)):
         drawn |= {
             f"{name}{i}": {"": by_workload[heat.workload]}
@@ -101,6 +102,7 @@ def run_html(report: RunReport) -> str:
         "agents": bool(agents),
         "sparsity": bool(heats or masks),
         "weights": bool(weights),
+        "filters": bool(sheets),
         "bits": bool(bits),
     }
     return page_html(
@@ -127,7 +129,7 @@ def run_html(report: RunReport) -> str:
         weights=weights,
         more_weights=more_weights,
         bits=bits,
-        sheets=pages_survey.filters_views(report),
+        sheets=sheets,
         job_chips=pages_parts.job_chips(report.jobs, report.state),
     )
 

@@ -635,12 +635,12 @@ def test_a_page_with_all_of_it_is_whole(surveyed):
     found = _Ids(text)
     assert len(found.ids) == len(set(found.ids))
     assert {link[1:] for link in found.links if link.startswith("#")} <= set(found.ids)
-    for part in ("results", "sizes", "agents", "sparsity", "weights", "bits"):
+    for part in ("results", "sizes", "agents", "sparsity", "weights", "filters", "bits"):
         assert part in found.ids
         assert f"#{part}" in found.links
     assert all(found.images)
     figures = json.loads(re.search(r'id="figures">(.*?)</script>', text, re.DOTALL)[1])
-    assert {"sizes0", "agents0", "pruned0"} <= set(figures)
+    assert {"sizes0", "agents0", "pruned0", "filters0"} <= set(figures)
     assert "<script>alert" not in text.replace("\\u003c", "<").split('id="figures"')[0]
     assert len(text.encode()) < 3_000_000
 
