@@ -23,7 +23,8 @@ from flatsat.compressors.channels import (
     tensors_of,
 )
 from flatsat.compressors.graph import ChannelGroup, channel_groups
-from flatsat.compressors.layers import layers
+from flatsat.compressors.layers import layers, outside
+from flatsat.compressors.ratios import kinds_of, left_alone
 from flatsat.compressors.train import TrainParams, retrain
 from flatsat.datasets.fit import evaluate
 from flatsat.errors import DataError, RecipeError
@@ -136,15 +137,13 @@ class AgentPrune:
         if len(ctx.validation) == 0:
             raise DataError(f"{self.name} judges by validation images, and there are none")
         groups = channel_groups(network.module, network.input_shape)
-        kinds = {info.name: info.kind for info in layers(network.module, network.input_shape)}
-        left = {group.name: group.reason for group in groups if not group.prunable}
-        wanted: list[str] = []
-        for group in groups:
-            kind = "fc" if kinds[group.name] == "fc" else "conv"
-            if kind not in self._params.kinds:
-                left.setdefault(group.name, f"agents are asked for {_words(self._params.kinds)}")
-            elif group.prunable:
-                wanted.append(group.name)
+        infos = layers(network.module, network.input_shape)
+        kinds = kinds_of(infos)
+        asked = [group for group in groups if kinds[group.name] in self._params.kinds]
+        wanted = [group.name for group in asked if group.prunable]
+        unasked = f"agents are asked for {_words(self._params.kinds)}"
+        reasons = {group.name: unasked for group in groups if group not in asked}
+        left = left_alone(groups, wanted, reasons) | outside(network.module, infos)
         if not wanted:
             raise RecipeError(
                 f"{self.name}: no {_words(self._params.kinds)} layer of the network can be pruned",
