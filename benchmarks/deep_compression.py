@@ -43,7 +43,6 @@ if TYPE_CHECKING:
     from flatsat.datasets.splits import Split
 
 MARGIN = 0.005
-SHIFT = 1
 Chosen = tuple[Network, int, float]
 
 
@@ -90,6 +89,8 @@ class Arguments:
 
     epochs: float
     loss: float
+    shift: int
+    kept: float
     nncodec: Path | None
 
 
@@ -100,10 +101,17 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=float, default=1.0, help="times those of the plan")
     parser.add_argument("--loss", type=float, default=0.3, help="points on validation")
+    parser.add_argument("--shift", type=int, default=1, help="pixels; 0 leaves images in place")
+    parser.add_argument(
+        "--kept",
+        type=float,
+        default=1.0,
+        help="share of weights kept where quantisation for rate begins, times the plan's",
+    )
     parser.add_argument("--nncodec", type=Path, help="Python that has nncodec")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    arguments = Arguments(given.epochs, given.loss, given.nncodec)
+    arguments = Arguments(given.epochs, given.loss, given.shift, given.kept, given.nncodec)
     checkpoint = results.Checkpoint(Path("lab/benchmarks/deep_compression.json"))
     rows: list[tuple[object, ...]] = []
     data = []
@@ -118,6 +126,8 @@ def main() -> None:
                 "epochs": given.epochs,
                 "loss": given.loss,
                 "nncodec": given.nncodec is not None,
+                "shift": given.shift,
+                "kept": given.kept,
                 "version": VERSION,
             }
             bench: Bench | None = None
@@ -159,12 +169,15 @@ def main() -> None:
         ),
         rows,
         notes=(
-            f"Moved images: each training image is moved by up to {SHIFT} pixel on both axes. It "
-            "gives the dense network more accuracy, too: see its row.",
+            f"Moved images: each training image is moved by up to {given.shift} pixel on both axes. "
+            "The dense network gets them, too: see its row."
+            if given.shift
+            else "Trained longer: for as many epochs as pruning retrains.",
             "paper: about 12 times fewer weights, codes of 8 and 5 bits for conv and fc, Huffman. "
             "Han et al. report 40x and 39x on MNIST without loss.",
             "rate-quantise and nncodec (2.1.3, dependent quantisation) on the very same weights, "
-            "those of `paper, moved images: pruned`, nothing trained afterwards: the highest price "
+            f"pruned as the paper's recipe {'with moved images ' if given.shift else ''}does but with "
+            f"{given.kept:g} times its weights left, nothing trained afterwards: the highest price "
             f"and the coarsest QP that lose at most {given.loss:g} points against the dense "
             "network on the validation images; beside them the highest price that is there as "
             "accurate as nncodec's choice.",
@@ -256,6 +269,7 @@ class Bench:
             **self.plan.training,
             "epochs": self.plan.training["epochs"] * arguments.epochs,
         }
+        self._pruned: dict[tuple[int, float], tuple[Network, float]] = {}
 
     def papers(self) -> dict[str, Chosen]:
         """Return the dense network and the paper's recipe, with and without moved images."""
@@ -264,12 +278,15 @@ class Bench:
         longer = FineTune.Params(
             epochs=self.training["epochs"] * self.training["rounds"],
             lr=self.training["lr"] / 3,
-            shift=SHIFT,
+            shift=self.arguments.shift,
         )
-        moved = FineTune(longer).apply(self.dense, self.ctx)
-        chosen["dense, moved images"] = (moved, 0, clock())
-        for label, shift in (("paper", 0), ("paper, moved images", SHIFT)):
-            base, spent = self.pruned(shift)
+        how = "moved images" if self.arguments.shift else "trained longer"
+        chosen[f"dense, {how}"] = (FineTune(longer).apply(self.dense, self.ctx), 0, clock())
+        labels = {0: "paper"}
+        if self.arguments.shift:
+            labels[self.arguments.shift] = f"paper, {how}"
+        for shift, label in labels.items():
+            base, spent = self.pruned(shift, 1.0)
             clock = _Clock()
             share = ShareWeights.Params(
                 bits=self.plan.bits, epochs=3.0 * self.arguments.epochs, shift=shift
@@ -284,7 +301,7 @@ class Bench:
 
     def pairs(self) -> dict[str, Chosen]:
         """Return what rate-quantise and nncodec make of the same pruned weights."""
-        base, spent = self.pruned(SHIFT)
+        base, spent = self.pruned(self.arguments.shift, self.arguments.kept)
         chosen: dict[str, Chosen] = {}
         clock = _Clock()
         made = {price: self._rate(base, price, {}) for price in PRICES}
@@ -305,9 +322,9 @@ class Bench:
 
     def further(self) -> dict[str, Chosen]:
         """Return what pruning and quantising for rate in turns makes of them."""
-        base, spent = self.pruned(SHIFT)
+        base, spent = self.pruned(self.arguments.shift, self.arguments.kept)
         epochs = self.plan.turns["epochs"] * self.arguments.epochs
-        turns = {**self.plan.turns, "epochs": epochs, "shift": SHIFT}
+        turns = {**self.plan.turns, "epochs": epochs, "shift": self.arguments.shift}
         chosen: dict[str, Chosen] = {}
         clock = _Clock()
         rules = {"further": self._enough, "further, no loss on validation": self._lossless}
@@ -320,11 +337,15 @@ class Bench:
                 break
         return chosen
 
-    def pruned(self, shift: int) -> tuple[Network, float]:
-        """Return the network of about 12 times fewer weights, and CPU seconds."""
-        clock = _Clock()
-        params = MagnitudeParams(**self.plan.sparsity, **self.training, shift=shift)
-        return MagnitudePrune(params).apply(self.dense, self.ctx), clock()
+    def pruned(self, shift: int, kept: float) -> tuple[Network, float]:
+        """Return the network of about 12 / kept times fewer weights, and CPU seconds."""
+        if (shift, kept) not in self._pruned:
+            clock = _Clock()
+            sparsity = {name: _scaled(value, kept) for name, value in self.plan.sparsity.items()}
+            params = MagnitudeParams(**sparsity, **self.training, shift=shift)
+            made = MagnitudePrune(params).apply(self.dense, self.ctx)
+            self._pruned[shift, kept] = made, clock()
+        return self._pruned[shift, kept]
 
     def size(self, network: Network, coder: str = "context") -> int:
         """Return the bytes of the network's coded ONNX file."""
@@ -390,6 +411,13 @@ class _Clock:
 
     def __call__(self) -> float:
         return time.process_time() - self._begun
+
+
+def _scaled(sparsity: Any, kept: float) -> Any:
+    """Return a sparsity, or a table of them, with `kept` times as many weights left."""
+    if isinstance(sparsity, dict):
+        return {name: _scaled(value, kept) for name, value in sparsity.items()}
+    return max(0.0, 1 - kept * (1 - sparsity))
 
 
 def _first(made: Mapping[float, Network | None], rule: Callable[[Network], bool]) -> Network | None:
