@@ -169,15 +169,15 @@ def main() -> None:
         ),
         rows,
         notes=(
-            f"Moved images: each training image is moved by up to {given.shift} pixel on both axes. "
-            "The dense network gets them, too: see its row."
+            f"Moved images: each training image is moved by up to {given.shift} pixel on both "
+            "axes. The dense network gets them, too: see its row."
             if given.shift
             else "Trained longer: for as many epochs as pruning retrains.",
             "paper: about 12 times fewer weights, codes of 8 and 5 bits for conv and fc, Huffman. "
             "Han et al. report 40x and 39x on MNIST without loss.",
             "rate-quantise and nncodec (2.1.3, dependent quantisation) on the very same weights, "
-            f"pruned as the paper's recipe {'with moved images ' if given.shift else ''}does but with "
-            f"{given.kept:g} times its weights left, nothing trained afterwards: the highest price "
+            f"pruned as the paper's recipe {'with moved images ' if given.shift else ''}does but "
+            f"with {given.kept:g} times its weights left, nothing trained afterwards: the highest price "
             f"and the coarsest QP that lose at most {given.loss:g} points against the dense "
             "network on the validation images; beside them the highest price that is there as "
             "accurate as nncodec's choice.",
