@@ -177,8 +177,8 @@ def main() -> None:
             "Han et al. report 40x and 39x on MNIST without loss.",
             "rate-quantise and nncodec (2.1.3, dependent quantisation) on the very same weights, "
             f"pruned as the paper's recipe {'with moved images ' if given.shift else ''}does but "
-            f"with {given.kept:g} times its weights left, nothing trained afterwards: the highest price "
-            f"and the coarsest QP that lose at most {given.loss:g} points against the dense "
+            f"with {given.kept:g} times its weights left, nothing trained afterwards: the highest "
+            f"price and the coarsest QP that lose at most {given.loss:g} points against the dense "
             "network on the validation images; beside them the highest price that is there as "
             "accurate as nncodec's choice.",
             "further: rate-quantise in turns with training from the same weights on; by the same "
