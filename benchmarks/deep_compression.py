@@ -88,6 +88,7 @@ class Arguments:
     """How cells are made."""
 
     epochs: float
+    lr: float
     loss: float
     shift: int
     kept: float
@@ -100,6 +101,7 @@ def main() -> None:
     parser.add_argument("--networks", nargs="+", default=["lenet300", "lenet5"])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=float, default=1.0, help="times those of the plan")
+    parser.add_argument("--lr", type=float, default=1.0, help="times those of the plan")
     parser.add_argument("--loss", type=float, default=0.3, help="points on validation")
     parser.add_argument("--shift", type=int, default=1, help="pixels; 0 leaves images in place")
     parser.add_argument(
@@ -111,7 +113,9 @@ def main() -> None:
     parser.add_argument("--nncodec", type=Path, help="Python that has nncodec")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    arguments = Arguments(given.epochs, given.loss, given.shift, given.kept, given.nncodec)
+    arguments = Arguments(
+        given.epochs, given.lr, given.loss, given.shift, given.kept, given.nncodec
+    )
     checkpoint = results.Checkpoint(Path("lab/benchmarks/deep_compression.json"))
     rows: list[tuple[object, ...]] = []
     data = []
@@ -124,6 +128,7 @@ def main() -> None:
                 "network": network,
                 "seed": seed,
                 "epochs": given.epochs,
+                "lr": given.lr,
                 "loss": given.loss,
                 "nncodec": given.nncodec is not None,
                 "shift": given.shift,
@@ -184,7 +189,8 @@ def main() -> None:
             "further: rate-quantise in turns with training from the same weights on; by the same "
             "rule, and by one that asks for no loss on the validation images.",
             *shares,
-            f"Epochs are {given.epochs:g} times those of the program's plans.",
+            f"Epochs are {given.epochs:g} times, and learning rates {given.lr:g} times those of the "
+            "program's plans.",
         ),
         data=data,
     )
@@ -268,6 +274,7 @@ class Bench:
         self.training = {
             **self.plan.training,
             "epochs": self.plan.training["epochs"] * arguments.epochs,
+            "lr": self.plan.training["lr"] * arguments.lr,
         }
         self._pruned: dict[tuple[int, float], tuple[Network, float]] = {}
 
@@ -323,8 +330,12 @@ class Bench:
     def further(self) -> dict[str, Chosen]:
         """Return what pruning and quantising for rate in turns makes of them."""
         base, spent = self.pruned(self.arguments.shift, self.arguments.kept)
-        epochs = self.plan.turns["epochs"] * self.arguments.epochs
-        turns = {**self.plan.turns, "epochs": epochs, "shift": self.arguments.shift}
+        turns = {
+            **self.plan.turns,
+            "epochs": self.plan.turns["epochs"] * self.arguments.epochs,
+            "lr": self.plan.turns["lr"] * self.arguments.lr,
+            "shift": self.arguments.shift,
+        }
         chosen: dict[str, Chosen] = {}
         clock = _Clock()
         rules = {"further": self._enough, "further, no loss on validation": self._lossless}
