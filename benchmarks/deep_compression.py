@@ -189,8 +189,8 @@ def main() -> None:
             "further: rate-quantise in turns with training from the same weights on; by the same "
             "rule, and by one that asks for no loss on the validation images.",
             *shares,
-            f"Epochs are {given.epochs:g} times, and learning rates {given.lr:g} times those of the "
-            "program's plans.",
+            f"Epochs are {given.epochs:g} times and learning rates {given.lr:g} times those of "
+            "the program's plans.",
         ),
         data=data,
     )
