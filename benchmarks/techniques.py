@@ -36,6 +36,7 @@ from flatsat.errors import FlatSatError, RecipeError
 NETWORKS = ("resnet20", "mobilenet-small", "lenet300", "lenet5")
 SPARSITY = 0.8  # of weights
 CUT = 0.3  # share of channels
+MEAN = "equalise, share-weights, mean gradients"
 BOUND = 2.0  # drop that agents may cause, points
 _VALIDATION = 1_000
 _BATCH = 500
@@ -221,11 +222,12 @@ def _aware(bench: Bench) -> list[Step]:
     return [("quantise-aware-train", params)]
 
 
-def _share(bench: Bench) -> list[Step]:
+def _share(bench: Bench, **more: Any) -> list[Step]:
     found = layers(bench.dense.module, bench.dense.input_shape)
     kinds = {"conv" if "conv" in info.kind else "fc" for info in found}
     bits = {kind: bits for kind, bits in (("conv", 6), ("fc", 5)) if kind in kinds}
-    return [("equalise", {}), ("share-weights", {"bits": bits, "epochs": bench.budget.tune / 2})]
+    params = {"bits": bits, "epochs": bench.budget.tune / 2, **more}
+    return [("equalise", {}), ("share-weights", params)]
 
 
 TECHNIQUES: Mapping[str, Callable[[Bench], list[Step]]] = {
@@ -243,6 +245,7 @@ TECHNIQUES: Mapping[str, Callable[[Bench], list[Step]]] = {
     "equalise, linear-quantise, bias-correct, 4 bits": _mended,
     "quantise-aware-train, 4 bits a channel": _aware,
     "equalise, share-weights": _share,
+    MEAN: lambda bench: _share(bench, gradient="mean", lr=0.005),
     "magnitude-prune, equalise, share-weights, code": lambda bench: [
         *_magnitude(bench),
         *_share(bench),
@@ -392,6 +395,8 @@ def _notes(task: Workload, table: dict[str, dict[str, list[Cell]]]) -> list[str]
         "Lowering folds a batch norm into the weights before it: one range a layer then becomes as "
         "many as it has channels, and its codes no longer stand on 2^b values. Equalise folds "
         "first, so that the coded file stays small; levels a channel can't have that.",
+        "Shared values are trained by summed gradients (the paper's) at learning rate 5e-4, where a "
+        "training can end at chance, or by their means at 5e-3.",
         f"Agents: drop bound of {BOUND:g} points on validation; a layer's agent learns from 10 "
         "times 4 samples, each trained for 1/20 epoch: far fewer than the paper's.",
     ]
