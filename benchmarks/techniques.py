@@ -395,8 +395,8 @@ def _notes(task: Workload, table: dict[str, dict[str, list[Cell]]]) -> list[str]
         "Lowering folds a batch norm into the weights before it: one range a layer then becomes as "
         "many as it has channels, and its codes no longer stand on 2^b values. Equalise folds "
         "first, so that the coded file stays small; levels a channel can't have that.",
-        "Shared values are trained by summed gradients (the paper's) at learning rate 5e-4, where a "
-        "training can end at chance, or by their means at 5e-3.",
+        "Shared values are trained by summed gradients, as in the paper, at learning rate 5e-4, "
+        "where a training can end at chance, or by mean gradients at 5e-3.",
         f"Agents: drop bound of {BOUND:g} points on validation; a layer's agent learns from 10 "
         "times 4 samples, each trained for 1/20 epoch: far fewer than the paper's.",
     ]
