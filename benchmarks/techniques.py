@@ -397,9 +397,14 @@ def _notes(task: Workload, table: dict[str, dict[str, list[Cell]]]) -> list[str]
         "first, so that the coded file stays small; levels a channel can't have that.",
         "Shared values are trained by summed gradients, as in the paper, at learning rate 5e-4, "
         "where a training can end at chance, or by mean gradients at 5e-3.",
-        f"Agents: drop bound of {BOUND:g} points on validation; a layer's agent learns from 10 "
-        "times 4 samples, each trained for 1/20 epoch: far fewer than the paper's.",
     ]
+    if any("agent-prune" in found for found in table.values()):
+        notes.append(
+            f"Agents: drop bound of {BOUND:g} points on validation; a layer's agent learns from 10 "
+            "times 4 samples, each trained for 1/20 epoch: far fewer than the paper's."
+        )
+    else:
+        notes.append("agent-prune: left out of this run for its cost.")
     notes.append(
         "Techniques that train go on from the dense network, so they have had its epochs and their "
         "own; the narrow network has had as many epochs as the dense one."
