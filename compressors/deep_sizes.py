@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
+from flatsat.coded.dictionary import SKELETON
 from flatsat.compressors.entropy import huffman_bits, huffman_lengths
 from flatsat.datasets.architectures import layers
 
@@ -130,7 +131,7 @@ def coded_bytes(
         file_bytes: length of the model file.
         suffix: of its name.
     """
-    skeleton = _deflated(rest)
+    skeleton = _deflated(rest, SKELETON)
     # Mark, version, hash, length; suffix; skeleton; tensors; the context coder's empty stream.
     return (
         (4 + 1 + 32 + _number(file_bytes))
@@ -170,8 +171,8 @@ def _number(value: int) -> int:
     return max(1, -(-value.bit_length() // 7))
 
 
-def _deflated(data: bytes) -> int:
-    packer = zlib.compressobj(9, zlib.DEFLATED, -15, 9)
+def _deflated(data: bytes, dictionary: bytes = b"") -> int:
+    packer = zlib.compressobj(9, zlib.DEFLATED, -15, 9, zlib.Z_DEFAULT_STRATEGY, dictionary)
     return len(packer.compress(data)) + len(packer.flush())
 
 
