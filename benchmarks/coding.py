@@ -41,12 +41,14 @@ from flatsat.compressors.magnitude import MagnitudePrune
 from flatsat.compressors.onnx_int8 import OnnxInt8
 from flatsat.compressors.onnx_lower import OnnxLower
 from flatsat.compressors.onnx_model import inspect, run_host
+from flatsat.compressors.rate_quant import RateQuantise
 from flatsat.compressors.registry import step_class, step_names
 from flatsat.compressors.sharing import ShareWeights, kmeans
 from flatsat.compressors.tensor_ranges import TensorRange, tensor_ranges
 from flatsat.datasets.fit import evaluate
 from flatsat.datasets.reference import reference
 from flatsat.datasets.workload import workload
+from flatsat.errors import RecipeError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -57,6 +59,8 @@ WEIGHTS = 400_000
 PYTHON_ROWS = 5
 """Of 500: what Python's decoder is timed on."""
 QPS = range(-44, -7, 2)
+PRICES = tuple(3e-5 * 10 ** (-k / 8) for k in range(33))
+RATE = "rate-quantise, context"
 CLUSTERS = (16, 32, 256)
 SPARSITY = {
     "lenet5": {"global_sparsity": 0.918},
@@ -297,6 +301,10 @@ def sizes(epochs: float, nncodec: Path | None) -> None:
             if theirs is not None:
                 found["nncodec 2.1.3"] = theirs["bytes"]
                 notes["nncodec 2.1.3"] = f"QP {theirs['qp']}, {100 * theirs['accuracy']:.1f} %"
+        ours = with_rate(name.split()[0], before, least=accuracy)
+        if ours is not None:
+            found[RATE] = ours["bytes"]
+            notes[RATE] = f"price {ours['price']:.1e}, {100 * ours['accuracy']:.1f} %"
         for coder, size in found.items():
             rows.append(
                 (
@@ -344,6 +352,8 @@ def sizes(epochs: float, nncodec: Path | None) -> None:
             "nncodec codes the network as it was before sharing (before int8), quantises by itself,"
             " dependent quantisation, and is judged by the coarsest QP, from"
             f" {QPS[0]} to {QPS[-1]}, that is not below the accuracy of what the others code.",
+            f"{RATE}: the same network as nncodec's, nothing trained, the highest price by the same"
+            " rule; the whole file.",
             "Shannon: entropy of each coded tensor's values as independent symbols; the values"
             " themselves, the graph and what is not coded are not in it.",
         ],
@@ -435,6 +445,25 @@ def with_nncodec(python: Path, network: Network, *, least: float) -> dict[str, A
                 if accuracy >= least and (best is None or size < best["bytes"]):
                     best = {"bytes": size, "qp": qp, "accuracy": accuracy}
     return best
+
+
+def with_rate(name: str, network: Network, *, least: float) -> dict[str, Any] | None:
+    """Return bytes, price and accuracy of the highest price that loses nothing."""
+    context = context_of(name)
+    for price in PRICES:
+        try:
+            made = RateQuantise(RateQuantise.Params(price=price)).apply(network, context)
+        except RecipeError:
+            continue  # A layer would have no weights left.
+        accuracy = evaluate(made.module, context.validation)
+        if accuracy < least:
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            artifact = OnnxLower(OnnxLower.Params(goldens=8)).lower(made, Path(folder), context)
+            file = (Path(folder) / artifact.file).read_bytes()
+        coded = step_class("context")().encode(file, tensor_ranges(file, "onnx"), "onnx")
+        return {"bytes": len(coded), "price": price, "accuracy": accuracy}
+    return None
 
 
 if __name__ == "__main__":
