@@ -81,6 +81,8 @@ PRICES = tuple(3e-5 * 10 ** (-k / 8) for k in range(25))
 TURN_PRICES = tuple(2e-5 * 10 ** (-k / 4) for k in range(9))
 QPS = range(-40, -7)
 VERSION = 5
+PARTS = ("papers", "pairs", "further")
+"""The paper's recipe; rate-quantise and nncodec on the same weights; both in turns."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,7 @@ def main() -> None:
         default=1.0,
         help="share of weights kept where quantisation for rate begins, times the plan's",
     )
+    parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=PARTS)
     parser.add_argument("--nncodec", type=Path, help="Python that has nncodec")
     given = parser.parse_args()
     torch.set_num_threads(1)
@@ -137,7 +140,7 @@ def main() -> None:
             }
             bench: Bench | None = None
             cell: dict[str, Any] = {}
-            for part in ("papers", "pairs", "further"):
+            for part in given.parts:
                 value = checkpoint.get(key | {"part": part})
                 if value is None:
                     bench = bench or Bench(given.workload, network, seed, arguments)
