@@ -77,7 +77,7 @@ PLANS = {
         {"rounds": 6, "epochs": 4.0, "lr": 0.05},
     ),
 }
-PRICES = tuple(3e-5 * 10 ** (-k / 8) for k in range(25))
+PRICES = tuple(3e-5 * 10 ** (-k / 8) for k in range(33))
 TURN_PRICES = tuple(2e-5 * 10 ** (-k / 4) for k in range(9))
 QPS = range(-40, -7)
 VERSION = 5
