@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from flatsat.compressors.curvature import curvatures
 from flatsat.compressors.folding import fold_batch_norms
 from flatsat.compressors.layers import layers
+from flatsat.compressors.linear_quant import check_layers
 from flatsat.compressors.rate_levels import Chosen, Curvature, choose
 from flatsat.compressors.train import TrainParams, retrain
 from flatsat.datasets.fit import evaluate
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 _TRIES = 17
 """Prices that `drop` tries, four to a decade."""
 _FLOAT_BYTES = 4
+_FIRST = 0.1
+"""Price of the first round of several, as a share of the last one's."""
 
 
 class RateQuantise:
@@ -97,12 +100,7 @@ class RateQuantise:
         folded = fold_batch_norms(network.module, network.masks)
         start = replace(network, module=folded.module, masks=folded.masks)
         found = [info.name for info in layers(start.module, network.input_shape)]
-        for name in self.params.skip:
-            if name not in found:
-                raise RecipeError(
-                    f"{self.name}: there is no layer {name!r}",
-                    hint=f"layers are {', '.join(found)}",
-                )
+        check_layers(self.name, found, {}, self.params.skip)
         names = [name for name in found if name not in self.params.skip and _treated(start, name)]
         price, made = self._made(start, names, ctx)
         entry = {
@@ -228,10 +226,6 @@ class RateQuantise:
             bias.copy_((torch.round(wanted / step) * step).float() + 0.0)
         else:
             bias.zero_()
-
-
-_FIRST = 0.1
-"""Price of the first round of several, as a share of the last one's."""
 
 
 class _AllGoneError(RecipeError):
