@@ -121,18 +121,22 @@ class RateQuantise:
     def _made(self, start: Network, names: Sequence[str], ctx: StepContext) -> tuple[float, _Made]:
         """Return the price and what it gave."""
         params = self.params
+        # Where the rounds begin no price has changed anything: once is enough.
+        first = self._curvatures(start, names, ctx)
+        seen = min(params.n, len(ctx.train))
         if params.drop is None:
-            return params.price, self._at(params.price, start, names, ctx)
+            made = self._at(params.price, start, names, ctx, first)
+            return params.price, replace(made, passes=made.passes + seen)
         if len(ctx.validation) == 0:
             raise RecipeError(f"{self.name} needs validation images for drop")
         least = evaluate(start.module, ctx.validation) - params.drop / 100 - 1e-9
         steps = 0
-        passes = len(ctx.validation)
+        passes = seen + len(ctx.validation)
         for number in range(_TRIES):
             price = params.price * 10 ** (-number / 4)
             ctx.progress.update(self.name, number, _TRIES, f"price {price:.1e}")
             try:
-                made = self._at(price, start, names, ctx)
+                made = self._at(price, start, names, ctx, first)
             except _AllGoneError:
                 continue
             steps, passes = steps + made.steps, passes + made.passes + len(ctx.validation)
@@ -144,28 +148,46 @@ class RateQuantise:
             hint="allow a larger drop, or give a lower price",
         )
 
-    def _at(self, price: float, start: Network, names: Sequence[str], ctx: StepContext) -> _Made:
-        """Return the network at a price."""
+    def _at(
+        self,
+        price: float,
+        start: Network,
+        names: Sequence[str],
+        ctx: StepContext,
+        first: Mapping[str, Curvature],
+    ) -> _Made:
+        """Return the network at a price; `first` are the curvatures of the start."""
         params = self.params
         current, steps, passes = start, 0, 0
         for number in range(1, params.rounds + 1):
             share = (params.rounds - number) / max(params.rounds - 1, 1)
             now = price * _FIRST**share
-            made, chosen = self._quantised(current, names, ctx, now)
-            passes += min(params.n, len(ctx.train))
+            found = first if number == 1 else self._curvatures(current, names, ctx)
+            passes += 0 if number == 1 else min(params.n, len(ctx.train))
+            made, chosen = self._quantised(current, names, found, now)
             if number == params.rounds:
                 return _Made(current, made, chosen, steps, passes)
             module, stats = retrain(made, ctx, params, purpose=f"{self.name} {number}")
             current, steps = replace(made, module=module), steps + stats.steps
         raise AssertionError("there is a last round")
 
+    def _curvatures(
+        self, network: Network, names: Sequence[str], ctx: StepContext
+    ) -> Mapping[str, Curvature]:
+        if not names:
+            return {}
+        return curvatures(network.module, names, ctx.train, self.params.n, ctx.seed)
+
     def _quantised(
-        self, network: Network, names: Sequence[str], ctx: StepContext, price: float
+        self,
+        network: Network,
+        names: Sequence[str],
+        found: Mapping[str, Curvature],
+        price: float,
     ) -> tuple[Network, dict[str, Chosen]]:
         module = copy.deepcopy(network.module)
         masks = dict(network.masks)
         told: dict[str, Chosen] = {}
-        found = curvatures(module, names, ctx.train, self.params.n, ctx.seed) if names else {}
         for name in names:
             part = module.get_submodule(name)
             weight, bias = part.weight, part.bias
